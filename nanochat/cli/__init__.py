@@ -1,0 +1,1 @@
+"""The command line: parse, validate, launch, show."""

@@ -1,0 +1,1 @@
+"""Data: shards on disk to batches of token ids."""

@@ -1,0 +1,1 @@
+"""The engine: ids in, ids out, many requests against one cache."""

@@ -1,0 +1,60 @@
+"""The errors a user may see: a sentence that says what is wrong and the command that fixes it.
+
+Everything else that reaches a user is a bug of ours and keeps its traceback.
+"""
+
+
+class NanochatError(Exception):
+    """An error of the user's world (input, disk, network), never of our code.
+
+    message: what is wrong, with the value. hint: the next command to paste, or "".
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(NanochatError):
+    """The command line or the settings are wrong."""
+
+    exit_code = 2
+
+
+class MissingError(NanochatError):
+    """Something that an earlier command makes is not there; the hint is that command."""
+
+    exit_code = 3
+
+
+class DataError(NanochatError):
+    """Data or network: unreadable, corrupt, cut short."""
+
+    exit_code = 4
+
+
+class CapacityError(NanochatError):
+    """Out of memory or disk."""
+
+    exit_code = 5
+
+
+class NumericalError(NanochatError):
+    """Training met non-finite numbers several steps in a row."""
+
+    exit_code = 6
+
+
+class CheckError(NanochatError):
+    """A check that the user asked for failed."""
+
+    exit_code = 7
+
+
+class StoppedError(NanochatError):
+    """Stopped on request with everything saved; `nanochat resume` continues."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""Evaluations: a score each, pure given model and data."""

@@ -1,0 +1,1 @@
+"""The model, its loss and its optimizer: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""The report: a pure function of a run directory."""

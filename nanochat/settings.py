@@ -1,0 +1,173 @@
+"""The schema of a preset: every wish a user can state, with its default, bounds and help.
+
+Knows no files and no environment (see layers.py) and no arithmetic (see plan.py).
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GPT4_STYLE_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+class Section(BaseModel):
+    """A table of a preset. Unknown keys are errors; values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """The architecture: depth is the one dial."""
+
+    depth: int = Field(20, ge=1, le=256)
+    """Transformer blocks; width is 64 x depth and the number of heads follows from it."""
+    n_kv_head: int | None = Field(None, ge=1)
+    """Key and value heads; must divide the number of heads. Unset: as many as heads."""
+    context: int = Field(2048, ge=8)
+    """Tokens of a training row, and of a conversation with the model."""
+
+
+class TokenizerSettings(Section):
+    """The byte-level BPE."""
+
+    kind: Literal["rustbpe", "huggingface"] = "rustbpe"
+    """Implementation; both give the same ids from the same merges."""
+    vocab_size: int = Field(50304, ge=266)
+    """256 bytes + merges + 9 special tokens."""
+    train_chars: int = Field(500_000_000, ge=1)
+    """Characters of the pretraining data that the trainer sees."""
+    doc_cap: int = Field(10_000, ge=1)
+    """Characters of one document that the trainer sees."""
+    pattern: str = GPT4_STYLE_PATTERN
+    """Splitting pattern; digits are taken two at a time so that numbers do not fill a small vocabulary."""
+
+
+class DataSettings(Section):
+    """The pretraining text."""
+
+    dataset: str = "fineweb-edu"
+    """A folder under $NANOCHAT_HOME/data: `demo`, `fineweb-edu`, or a name given to `nanochat download import`."""
+
+
+class BatchSettings(Section):
+    """How many tokens make a step, and how many rows fit on a device."""
+
+    total_tokens: int = Field(524_288, ge=1)
+    """Tokens of one optimizer step over all devices, reached by gradient accumulation."""
+    device_batch_size: int = Field(32, ge=1)
+    """Rows of one forward pass on one device."""
+
+
+class TrainSettings(Section):
+    """What every training stage has in common."""
+
+    matrix_lr: float = Field(0.02, gt=0)
+    """Muon's rate for the matrices inside the blocks."""
+    embedding_lr: float = Field(0.2, gt=0)
+    """AdamW's rate for the embedding, scaled by (n_embd / 768)^-0.5."""
+    head_lr: float = Field(0.004, gt=0)
+    """AdamW's rate for the head, scaled by (n_embd / 768)^-0.5."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Multiplies the three rates: 0.02 for sft."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of embedding, head and matrices."""
+    warmup: float = Field(0.0, ge=0, le=1)
+    """Share of the steps over which the rates rise from 0."""
+    warmdown: float = Field(0.2, ge=0, le=1)
+    """Share of the steps, at the end, over which the rates fall linearly to 0."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Global norm that gradients are clipped to."""
+    num_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; unset: from the other horizon, or (mid, sft) from the epochs."""
+    eval_every: int = Field(250, ge=0)
+    """Steps between two measurements of validation bits per byte; 0: only at the end."""
+    eval_tokens: int = Field(10_485_760, ge=1)
+    """Validation tokens of one measurement; never depends on batch size or devices."""
+    sample_every: int = Field(0, ge=0)
+    """Steps between two samples of the model; 0: only at the end."""
+
+
+class BaseSettings(TrainSettings):
+    """Pretraining."""
+
+    flops: float | None = Field(None, gt=0)
+    """Horizon as a compute budget."""
+    tokens_per_param: float = Field(20.0, gt=0)
+    """Horizon where neither num_steps nor flops is set."""
+
+
+class FinetuneSettings(TrainSettings):
+    """Midtraining and supervised fine-tuning."""
+
+    mixture: list[str] = []
+    """Tasks as `name`, `name:stop`, or `name*times`, for example `spelling:5000`, `identity*100`."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the mixture where num_steps is unset."""
+    overlong: Literal["drop", "truncate", "error"] = "truncate"
+    """What to do with conversations longer than the context; counted and said."""
+    total_tokens: int | None = Field(None, ge=1)
+    """Tokens of one step of this stage; unset: batch.total_tokens."""
+
+
+class MidSettings(FinetuneSettings):
+    """Midtraining: conversations and tool calls at the base rates."""
+
+
+class SftSettings(FinetuneSettings):
+    """Supervised fine-tuning."""
+
+    lr_scale: float = Field(0.02, gt=0)
+
+
+class EvalSettings(Section):
+    """Evaluation after training."""
+
+    tasks: list[str] = []
+    """Chat tasks to score, by name."""
+    max_examples: int = Field(400, ge=1)
+    """Examples of one task."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer of a generative task, in tokens."""
+    batch_size: int = Field(32, ge=1)
+    """Slots of the engine during evaluation."""
+
+
+class CheckpointSettings(Section):
+    """What survives."""
+
+    every: int = Field(250, ge=0)
+    """Steps between two checkpoints; 0: only at the end."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints of a stage that are kept."""
+
+
+class RuntimeSettings(Section):
+    """The machine."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type: auto is bf16 where the hardware has it (the reason is printed), float32 elsewhere."""
+    compile: bool = True
+    """Compile the training step with torch.compile where a compiler is at hand."""
+    seed: int = Field(42, ge=0)
+    """Seed of initialisation, data order and sampling."""
+    log_every: int = Field(1, ge=1)
+    """Steps between two log lines."""
+
+
+class Settings(Section):
+    """A preset, complete."""
+
+    model: ModelSettings = ModelSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    batch: BatchSettings = BatchSettings()
+    base: BaseSettings = BaseSettings()
+    mid: MidSettings = MidSettings()
+    sft: SftSettings = SftSettings()
+    eval: EvalSettings = EvalSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    runtime: RuntimeSettings = RuntimeSettings()

@@ -1,0 +1,1 @@
+"""Stages: assemble the parts, order the work, save; one module per stage."""

@@ -1,0 +1,1 @@
+"""Tasks: conversations to learn from and to be graded on."""

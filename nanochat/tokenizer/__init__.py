@@ -1,0 +1,1 @@
+"""The tokenizer: text and conversations to ids and back."""
