@@ -160,22 +160,30 @@ class Workspace:
             return ModelPath(Path(name), None, None, None)
         match = re.fullmatch(r"([^/@]+)(?:/([a-z]+)(?:@(\d+))?)?", name)
         if not match:
-            raise UsageError(f"model {name!r} is not RUN, RUN/STAGE, RUN/STAGE@STEP or a checkpoint folder", "nanochat runs ls")
+            raise UsageError(
+                f"model {name!r} is not RUN, RUN/STAGE, RUN/STAGE@STEP or a checkpoint folder", "nanochat runs ls"
+            )
         run = self.run(match[1])
         if not run.settings.is_file():
             raise MissingError(f"there is no run {match[1]!r} in {self.runs}", "nanochat runs ls")
         if match[2] is not None and match[2] not in TRAIN_STAGES:
-            raise UsageError(f"stage {match[2]!r} is none of {', '.join(TRAIN_STAGES)}", f"nanochat runs show {run.name}")
+            raise UsageError(
+                f"stage {match[2]!r} is none of {', '.join(TRAIN_STAGES)}", f"nanochat runs show {run.name}"
+            )
         stages = [match[2]] if match[2] else [stage for stage in reversed(TRAIN_STAGES) if run.stage(stage).steps()]
         if not stages or not run.stage(stages[0]).steps():
             stage = stages[0] if stages else "base"
-            raise MissingError(f"run {run.name!r} has no checkpoint of stage {stage!r}", f"nanochat train {stage} --run {run.name}")
+            raise MissingError(
+                f"run {run.name!r} has no checkpoint of stage {stage!r}", f"nanochat train {stage} --run {run.name}"
+            )
         if match[3] is None:
             return _latest(run, stages[0])
         step = int(match[3])
         if step not in run.stage(stages[0]).steps():
             have = ", ".join(map(str, run.stage(stages[0]).steps()))
-            raise MissingError(f"{run.name}/{stages[0]} has no step {step}, only {have}", f"nanochat runs show {run.name}")
+            raise MissingError(
+                f"{run.name}/{stages[0]} has no step {step}, only {have}", f"nanochat runs show {run.name}"
+            )
         return ModelPath(run.stage(stages[0]).checkpoint(step), run, stages[0], step)
 
 
