@@ -1,4 +1,4 @@
-"""Print the dependencies of pyproject.toml with the dev extra, one a line, so that pip installs them before the build."""
+"""Print the dependencies of pyproject.toml with the dev extra, one a line, for pip."""
 
 import re
 import sys

@@ -128,7 +128,7 @@ class Workspace:
         """Paths of a run that may not exist yet. Raises UsageError where the name is not a plain folder name."""
         if not RUN_NAME.fullmatch(name):
             raise UsageError(
-                f"run = {name!r} is not a name: letters, digits, '.', '_' and '-' only, starting with a letter or digit",
+                f"run = {name!r} is not a name: letters, digits, '.', '_' and '-' only, a letter or digit first",
                 "nanochat runs ls",
             )
         return RunPaths(self.runs / name)
