@@ -1,0 +1,187 @@
+"""The machine: device, dtype, threads, compiler and World; every rank question is answered here.
+
+Knows neither models nor settings. Peak rates are the makers' dense bf16 figures (data sheets).
+"""
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.errors import UsageError
+
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}
+"""Dense bf16 FLOPs a second by a part of the device's name; the first match counts."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together; alone by default."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for the others. Collective: every rank calls this."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place. Collective: every rank calls this."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def close(self) -> None:
+        """Leave the process group. Collective: every rank calls this."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def pick_device(wish: str = "auto") -> torch.device:
+    """Turn auto, cpu, cuda or mps into a device. Raises UsageError where the machine has no such device."""
+    has_mps = torch.backends.mps.is_available()
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise UsageError("runtime.device = cuda, but PyTorch sees no CUDA device here", "nanochat doctor")
+    if wish == "mps" and not has_mps:
+        raise UsageError("runtime.device = mps, but PyTorch sees no Metal device here", "nanochat doctor")
+    if wish not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"runtime.device = {wish!r} is none of auto, cpu, cuda, mps", "nanochat doctor")
+    return torch.device(wish)
+
+
+def pick_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Choose the compute type; the second value is the reason, a phrase to print."""
+    if wish == "float32":
+        return torch.float32, "asked for"
+    if wish == "bfloat16":
+        return torch.bfloat16, "asked for"
+    if wish != "auto":
+        raise UsageError(f"runtime.dtype = {wish!r} is none of auto, float32, bfloat16", "nanochat config schema")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) >= (8, 0):
+            return torch.bfloat16, f"compute capability {major}.{minor} has bf16"
+        return torch.float32, f"compute capability {major}.{minor} has no bf16"
+    if device.type == "cpu":
+        flags = read_cpu_flags()
+        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 bf16")):
+            if flag in flags:
+                return torch.bfloat16, f"this CPU has {name}"
+        return torch.float32, "this CPU has neither AMX nor AVX-512 bf16"
+    return torch.float32, f"float32 is the safe choice on {device.type}"
+
+
+def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The feature flags of the first CPU; empty where the system has no such file."""
+    try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def name_device(device: torch.device) -> str:
+    """The device in words, for people: `NVIDIA H100 80GB HBM3`, `cpu, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOPs a second for the MFU; None where the accelerator or its rate at this dtype is unknown."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory that tensors have held on an accelerator; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def can_compile() -> tuple[bool, str]:
+    """Say whether torch.compile can build kernels here, and why (or why not)."""
+    compiler = next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)), None)
+    if compiler is None:
+        return False, "no C++ compiler (g++ or clang++) on PATH"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return False, f"{header.name} of this Python is not installed"
+    return True, compiler
+
+
+def prepare_compile(cache: Path) -> None:
+    """Keep everything that torch.compile writes in one folder, and point it to the compiler that is there.
+
+    Must run before the first compilation of the process.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    compiler = can_compile()[1]
+    if "CXX" not in os.environ and compiler == "clang++":
+        os.environ["CXX"] = compiler
+
+
+def use_all_cores() -> int:
+    """Give torch this process's share of the cores (OMP_NUM_THREADS wins where set); returns the threads."""
+    if "OMP_NUM_THREADS" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return torch.get_num_threads()
+
+
+def is_main_process() -> bool:
+    """True on rank 0, before a World is open."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def open_world(device: torch.device) -> World:
+    """Join the processes that torchrun started, or be alone. Collective: every rank calls this."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return World(device=device)
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{os.environ.get('LOCAL_WORLD_SIZE', world_size)} processes on {torch.cuda.device_count()} GPUs: "
+                "each process needs its own",
+                "nanochat doctor",
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    return World(rank, local_rank, world_size, device)
