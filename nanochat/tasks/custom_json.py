@@ -1,0 +1,58 @@
+"""Conversations from a JSONL file of yours (identity, style): one `{"messages": [...]}` or bare list a line."""
+
+import json
+from pathlib import Path
+
+from nanochat.conversation import Conversation, parse_conversation
+from nanochat.errors import DataError, MissingError
+from nanochat.tasks.task import Task
+
+
+class CustomJSONTask(Task):
+    """Every line is one example. Not graded; train and test are the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"custom:{path}"
+        self._conversations = load_conversations(path)
+
+    def num_examples(self) -> int:
+        return len(self._conversations)
+
+    def example(self, index: int) -> Conversation:
+        return self._conversations[index]
+
+    def evaluate(self, conversation: Conversation, completion: str) -> None:
+        return None
+
+
+def load_conversations(path: Path) -> list[Conversation]:
+    """Read a JSONL file whole; blank lines are skipped.
+
+    Raises MissingError where there is no such file, and DataError, with the line number, where a line is not a
+    conversation that ends with the assistant.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingError(f"there is no file {path}", f"ls {path.parent}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    conversations = []
+    for number, line in enumerate(raw.splitlines(), start=1):
+        if not line.strip():
+            continue
+        hint = f"sed -n {number}p {path}"
+        try:
+            conversation = parse_conversation(json.loads(line.decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number} is not UTF-8 ({error.reason} at byte {error.start})", hint) from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}", hint) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: {error}", hint) from None
+        if conversation.messages[-1].role != "assistant":
+            raise DataError(f"{path}:{number} ends with the user: there is no answer to learn from", hint)
+        conversations.append(conversation)
+    if not conversations:
+        raise DataError(f"{path} has no conversations", 'one {"messages": [...]} a line')
+    return conversations

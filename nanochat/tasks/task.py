@@ -1,0 +1,93 @@
+"""Tasks: numbered conversations with a grader, and the ways to slice and mix them. Knows neither tokens nor models."""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from nanochat.conversation import Conversation
+
+EvalType = Literal["generative", "categorical"]
+Split = Literal["train", "test"]
+
+
+class Task(ABC):
+    """Conversations by number, the same for the same number every time; also a sequence of them."""
+
+    name: str
+    eval_type: EvalType = "generative"
+    max_new_tokens: int | None = None
+    """Longest right answer with room to spare; None: the caller decides."""
+
+    @abstractmethod
+    def num_examples(self) -> int: ...
+
+    @abstractmethod
+    def example(self, index: int) -> Conversation:
+        """A whole conversation, 0 <= index < num_examples(); its last message is the right answer."""
+
+    @abstractmethod
+    def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
+        """Grade what a model said in place of the last message; None where the task is not graded."""
+
+    def __len__(self) -> int:
+        return self.num_examples()
+
+    def __getitem__(self, index: int) -> Conversation:
+        if not 0 <= index < self.num_examples():
+            raise IndexError(index)  # ends `for conversation in task`
+        return self.example(index)
+
+
+class TaskSlice(Task):
+    """Examples start:stop:step of another task, as in Python.
+
+    >>> from nanochat.tasks.arithmetic import ArithmeticTask
+    >>> len(TaskSlice(ArithmeticTask("train"), 10, 20, 3))
+    4
+    """
+
+    def __init__(self, task: Task, start: int | None = None, stop: int | None = None, step: int | None = None) -> None:
+        self.task = task
+        self.name, self.eval_type, self.max_new_tokens = task.name, task.eval_type, task.max_new_tokens
+        self._indices = range(task.num_examples())[start:stop:step]
+
+    def num_examples(self) -> int:
+        return len(self._indices)
+
+    def example(self, index: int) -> Conversation:
+        return self.task.example(self._indices[index])
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
+        return self.task.evaluate(conversation, completion)
+
+
+class TaskSequence(Task):
+    """Tasks one after the other, in order; a task that stands twice is seen twice."""
+
+    name = "sequence"
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self._places = [(task, index) for task in self.tasks for index in range(task.num_examples())]
+
+    def num_examples(self) -> int:
+        return len(self._places)
+
+    def example(self, index: int) -> Conversation:
+        task, place = self._places[index]
+        return task.example(place)
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
+        """None: a conversation does not say which task it came from; grade with that task."""
+        return None
+
+
+class TaskMixture(TaskSequence):
+    """Tasks interleaved by one fixed shuffle of all their examples; a task that stands twice is seen twice."""
+
+    name = "mixture"
+
+    def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
+        super().__init__(tasks)
+        random.Random(f"mixture/{seed}").shuffle(self._places)
