@@ -1,1 +1,1 @@
-"""The engine: ids in, ids out, many requests against one cache."""
+"""The engine: ids in, ids out, many requests against one KV cache; a session on top turns them into text."""

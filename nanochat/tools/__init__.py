@@ -1,1 +1,1 @@
-"""Tools that the model may call."""
+"""What a model may call: small functions from text to text that are safe on anything a model writes."""

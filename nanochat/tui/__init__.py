@@ -1,1 +1,1 @@
-"""The terminal faces of a chat session."""
+"""Chat in a terminal: a full-screen app, and a plain loop for pipes and simple terminals."""

@@ -1,0 +1,101 @@
+"""Choose the next token of each row from its logits. Knows neither requests nor the cache.
+
+Each row has its own random number, drawn by its request, so the choice never depends on its neighbours.
+Sources: nucleus sampling, Holtzman et al. 2019; min-p, Nguyen et al. 2024; repetition penalty, Keskar et al. 2019.
+
+Legend: B batch, V vocabulary, N candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is sampled. Raises ValueError where a number is out of its range."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int | None = None
+    """Only the k most likely tokens."""
+    top_p: float | None = None
+    """Only the most likely tokens that together reach this probability."""
+    min_p: float | None = None
+    """Only tokens at least this times as likely as the most likely one."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens of the prompt and the answer so far become less likely."""
+    seed: int = 0
+    max_new_tokens: int = 256
+    """Tokens of the answer, forced tool output included."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end this answer, besides the engine's own."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (self.temperature >= 0 and self.temperature < float("inf"), "0 or more"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0"),
+            "seed": (0 <= self.seed < 2**63, "in [0, 2^63)"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)} is not {expected}")
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide positive and multiply negative logits (V,) of the tokens in `seen` (V,) bool by the penalty."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def sample_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
+    """Choose one token per row.
+
+    logits: (B, V) float32, repetition already penalised. draws: B numbers in [0, 1), unused where the
+    temperature is 0.
+
+    >>> sample_tokens(torch.tensor([[0.0, 3.0, 1.0]]), [SamplingParams(temperature=0)], [0.5])
+    [1]
+    """
+    groups: dict[tuple, list[int]] = {}
+    for row, p in enumerate(params):
+        key = ("greedy",) if p.temperature == 0 else (p.temperature, p.top_k, p.top_p, p.min_p)
+        groups.setdefault(key, []).append(row)
+    chosen = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    for key, rows in groups.items():
+        index = torch.tensor(rows, device=logits.device)
+        picked = logits if len(groups) == 1 else logits[index]
+        if key == ("greedy",):
+            chosen[index] = picked.argmax(dim=-1)
+        else:
+            numbers = torch.tensor([draws[row] for row in rows], dtype=torch.float32).to(logits.device)
+            chosen[index] = _sample_alike(picked, params[rows[0]], numbers)
+    return chosen.tolist()
+
+
+def _sample_alike(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
+    """Rows (B, V) that share their parameters -> token ids (B,), by inverting the cumulative probability."""
+    ids = None
+    if params.top_k is not None and params.top_k < logits.shape[1]:
+        logits, ids = logits.topk(params.top_k, dim=-1)  # (B, N), most likely first
+    elif params.top_p is not None and params.top_p < 1:
+        logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    # The largest logit is taken off first: a tiny temperature must not overflow to inf - inf.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
+    probs = logits.softmax(dim=-1)
+    if params.top_p is not None and params.top_p < 1:
+        before = probs.cumsum(dim=-1) - probs
+        probs = probs.masked_fill(before >= params.top_p, 0.0)
+    if params.min_p is not None:
+        probs = probs.masked_fill(probs < params.min_p * probs.amax(dim=-1, keepdim=True), 0.0)
+    # Sums of 50,000 float32 lose the rare tokens; MPS has no float64.
+    wide = torch.float32 if probs.device.type == "mps" else torch.float64
+    cumulative = probs.to(wide).cumsum(dim=-1)  # (B, N)
+    targets = draws.to(wide)[:, None] * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, targets, right=True).clamp_(max=probs.shape[1] - 1)  # (B, 1)
+    return (place if ids is None else ids.gather(1, place))[:, 0]

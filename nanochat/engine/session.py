@@ -1,0 +1,298 @@
+"""A conversation with a model: text in, pieces of text out, history kept. One for every face.
+
+Knows a model and a tokenizer; it loads neither and knows no widget, terminal or protocol.
+"""
+
+import codecs
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from nanochat.conversation import Conversation, Message, Part, PartKind, dump_conversation, user
+from nanochat.engine.engine import Engine, Finish, Request
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.tool_loop import ToolLoop
+from nanochat.errors import UsageError
+from nanochat.tokenizer.chat import render_prompt
+from nanochat.tools.calculator import calculate
+
+CHAT_SAMPLING = SamplingParams(temperature=0.8, top_k=50, max_new_tokens=512)
+"""What a chat starts with: a little below the training distribution, and no very unlikely tokens."""
+
+MAX_HELD_ESCAPE = 64
+"""Characters of an unfinished escape sequence that are held back; its ESC never gets out in any case."""
+
+# ECMA-48: ESC [ ... letter; ESC ] and its kin up to BEL or ESC \; ESC with one or two more bytes.
+_ANSI = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-Z\\^-~]"
+)
+# C0 but tab and line feed, DEL, C1; direction marks and overrides; line separators; the byte order mark.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff]")
+
+
+def plain_text(text: str) -> str:
+    """Take away what could steer a terminal: escape sequences, control characters, direction overrides.
+
+    >>> plain_text("a\\x1b[31mred\\x1b[0m\\r\\n\\u202eb")
+    'ared\\nb'
+    """
+    return _CONTROL.sub("", _ANSI.sub("", text))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of an answer, safe for a terminal. Tool calls and their output come whole, text in bits."""
+
+    kind: PartKind
+    text: str
+
+
+class ChatSession:
+    """One conversation. One thread iterates over an answer at a time; `stop` may come from any thread.
+
+    device: where to compute; None leaves the model where it is. system: prepended to the first message that
+    the model sees. stop_strings end an answer and are not part of it. name: the model's, for people.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        device: torch.device | str | None = None,
+        *,
+        name: str = "nanochat",
+        params: SamplingParams = CHAT_SAMPLING,
+        max_context: int | None = None,
+        system: str = "",
+        stop_strings: Sequence[str] = (),
+        tool: Callable[[str], str | None] = calculate,
+    ) -> None:
+        if any(not string for string in stop_strings):
+            raise ValueError("an empty stop string would end every answer")
+        if device is not None:
+            model.to(device)
+        special = tokenizer.special_ids
+        self.name, self.params, self.system, self.stop_strings = name, params, system, tuple(stop_strings)
+        self.notice = ""
+        """What the user should know about the last answer, such as turns that no longer fit; else ""."""
+        self.finish: Finish | None = None
+        """Why the last answer ended: "stop", "length" or "cancelled"."""
+        self.context_used = 0
+        """Tokens of the prompt and the answer so far."""
+        self._tokenizer = tokenizer
+        self._engine = Engine(
+            model,
+            num_slots=1,
+            max_context=max_context,
+            tool_loop=ToolLoop.from_tokenizer(tokenizer, tool),
+            eos_ids=(special["<|assistant_end|>"], special["<|bos|>"]),
+        )
+        self._messages: list[Message] = []
+        self._num_unseen = 0  # oldest messages that no longer fit
+        self._num_retries = 0
+        self._num_new, self._seconds = 0, 0.0
+        self._answering = False
+        self._stopped = threading.Event()
+
+    @property
+    def history(self) -> Conversation:
+        """All finished turns, also those that the model no longer sees."""
+        return Conversation(tuple(self._messages))
+
+    @property
+    def max_context(self) -> int:
+        return self._engine.max_context
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the last answer after its first token; 0 before there is one."""
+        return (self._num_new - 1) / self._seconds if self._num_new > 1 and self._seconds > 0 else 0.0
+
+    @property
+    def is_answering(self) -> bool:
+        return self._answering
+
+    def send(self, text: str) -> Iterator[Piece]:
+        """Answer a message. The turn enters the history when the iterator ends, is closed or is interrupted.
+
+        Raises UsageError, from the first step of the iterator, where the message alone does not fit.
+        """
+        if self._answering:
+            raise ValueError("the last answer is not finished: stop it or read it to its end")
+        self._stopped.clear()
+        return self._answer(user(text))
+
+    def regenerate(self) -> Iterator[Piece]:
+        """Answer the last message again, with other random numbers. Raises ValueError where there is none."""
+        if not self._messages:
+            raise ValueError("there is nothing to answer again")
+        self._num_retries += 1
+        return self.edit(len(self._messages) // 2 - 1, self._messages[-2].text)
+
+    def edit(self, turn: int, text: str) -> Iterator[Piece]:
+        """Put another message in place of the user's turn 0, 1, ... and forget everything after it."""
+        if not 0 <= turn < len(self._messages) // 2:
+            raise ValueError(f"turn = {turn} is not in 0 .. {len(self._messages) // 2 - 1}")
+        pieces = self.send(text)
+        del self._messages[2 * turn :]
+        self._num_unseen = 0
+        return pieces
+
+    def stop(self) -> None:
+        """End the running answer after its current token; what there is of it is kept."""
+        self._stopped.set()
+
+    def clear(self) -> None:
+        """Start a new conversation."""
+        if self._answering:
+            raise ValueError("the last answer is not finished: stop it or read it to its end")
+        self._messages.clear()
+        self._num_unseen = self._num_retries = self._num_new = self.context_used = 0
+        self._seconds, self.notice, self.finish = 0.0, "", None
+
+    def load(self, conversation: Conversation) -> None:
+        """Continue a conversation of whole turns. Raises ValueError where the last message has no answer."""
+        if len(conversation.messages) % 2:
+            raise ValueError("the last message has no answer: send it instead")
+        self.clear()
+        self._messages.extend(conversation.messages)
+
+    def export(self) -> dict:
+        """The conversation as JSON types, in the shape that parse_conversation reads."""
+        messages = dump_conversation(self.history)["messages"]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return {"model": self.name, "sampling": asdict(self.params), "messages": messages}
+
+    def _answer(self, message: Message) -> Iterator[Piece]:
+        self._answering = True
+        self.notice, self.finish = "", None
+        parts: list[Part] = []
+        started = False
+        try:
+            prompt = self._fit(message)
+            seed = (self.params.seed + self._num_retries) % 2**63
+            self._engine.add(Request("answer", prompt, replace(self.params, seed=seed)))
+            started = True
+            for piece in self._decode(len(prompt)):
+                if parts and piece.kind == "text" == parts[-1].kind:
+                    parts[-1] = Part("text", parts[-1].text + piece.text)
+                else:
+                    parts.append(Part(piece.kind, piece.text))
+                yield piece
+        finally:
+            if self._engine.cancel("answer"):
+                self._engine.step()
+                self.finish = self.finish or "cancelled"
+            if started:
+                self._messages += [message, Message("assistant", tuple(parts) or (Part("text", ""),))]
+            self._answering = False
+
+    def _decode(self, num_prompt: int) -> Iterator[Piece]:
+        decoder = _PieceDecoder(self._tokenizer, self.stop_strings)
+        self._num_new, self._seconds, first = 0, 0.0, 0.0
+        self.context_used = num_prompt
+        while self.finish is None:
+            if self._stopped.is_set():
+                break
+            event = self._engine.step()[-1]
+            assert event.token is not None
+            self._num_new += 1
+            self.context_used = num_prompt + self._num_new
+            first = first or time.perf_counter()
+            self._seconds = time.perf_counter() - first
+            yield from decoder.feed(event.token, event.forced)
+            self.finish = "stop" if decoder.stopped else event.finish
+        if self.finish == "length":
+            self.notice = "\n".join(filter(None, (self.notice, f"The answer was cut after {self._num_new} tokens.")))
+        yield from decoder.flush()
+
+    def _fit(self, message: Message) -> list[int]:
+        """The prompt's ids, with as many of the newest whole turns as leave room for an answer."""
+        room = min(self.params.max_new_tokens, self.max_context // 4)
+        while True:
+            seen = [*self._messages[self._num_unseen :], message]
+            if self.system:
+                seen[0] = user(f"{self.system}\n\n{seen[0].text}")
+            prompt = render_prompt(self._tokenizer, Conversation(tuple(seen)))
+            if len(prompt) + room <= self.max_context:
+                break
+            if len(seen) == 1:
+                if len(prompt) < self.max_context:
+                    break
+                raise UsageError(
+                    f"the message takes {len(prompt)} tokens with its markers; the context is {self.max_context}",
+                    "send a shorter message",
+                )
+            self._num_unseen += 2
+        if self._num_unseen:
+            turns = f"{self._num_unseen // 2} oldest turn{'s' if self._num_unseen > 2 else ''}"
+            self.notice = f"The conversation is longer than the context: the model no longer sees the {turns}."
+        return prompt
+
+
+class _PieceDecoder:
+    """Turns tokens into pieces: UTF-8 over token borders, tool calls whole, stop strings held back."""
+
+    def __init__(self, tokenizer, stop_strings: tuple[str, ...]) -> None:
+        special = tokenizer.special_ids
+        self._tokenizer, self._special_ids = tokenizer, frozenset(special.values())
+        self._stop_strings = stop_strings
+        self._kinds: dict[int, PartKind] = {
+            special["<|python_start|>"]: "python",
+            special["<|python_end|>"]: "text",
+            special["<|output_start|>"]: "python_output",
+            special["<|output_end|>"]: "text",
+        }
+        self._output_ids = (special["<|output_start|>"], special["<|output_end|>"])
+        self._kind: PartKind = "text"
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token: int, forced: bool) -> list[Piece]:
+        """Output that the model makes up itself, unforced, stays text: only a tool's answer counts as one."""
+        if token in self._special_ids:
+            if token not in self._kinds or (token in self._output_ids and not forced):
+                return []
+            pieces = self.flush()
+            self._kind = self._kinds[token]
+            return pieces
+        self._held += self._bytes.decode(self._tokenizer.decode_bytes([token]))
+        if self._kind != "text":
+            return []
+        ends = [self._held.find(string) for string in self._stop_strings if string in self._held]
+        if ends:
+            self._held, self.stopped = self._held[: min(ends)], True
+            return []
+        return self._release(len(self._held) - self._num_pending())
+
+    def flush(self) -> list[Piece]:
+        """Everything held back."""
+        if not self.stopped:
+            self._held += self._bytes.decode(b"", final=True)
+        self._bytes.reset()
+        return self._release(len(self._held))
+
+    def _num_pending(self) -> int:
+        """Characters at the end that may be the beginning of a stop string or of an escape sequence."""
+        pending = max((_overlap(self._held, string) for string in self._stop_strings), default=0)
+        escape = self._held.rfind("\x1b")
+        if escape >= 0 and len(self._held) - escape <= MAX_HELD_ESCAPE and not _ANSI.match(self._held, escape):
+            pending = max(pending, len(self._held) - escape)
+        return pending
+
+    def _release(self, num_chars: int) -> list[Piece]:
+        text, self._held = plain_text(self._held[:num_chars]), self._held[num_chars:]
+        return [Piece(self._kind, text)] if text else []
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of text begin the string: "abc st", "stop" -> 2."""
+    return next((n for n in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:n])), 0)

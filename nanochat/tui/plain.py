@@ -1,0 +1,85 @@
+"""Chat through lines of text: a prompt loop and a one-shot answer. Reads and writes only what it is given."""
+
+from collections.abc import Callable, Iterable
+
+from nanochat.engine.session import ChatSession, Piece
+from nanochat.errors import NanochatError
+
+PROMPT = "> "
+HELP = "/new starts over, /again answers again, /quit or Ctrl-D ends; Ctrl-C stops an answer."
+
+Write = Callable[[str], object]
+
+
+def run_plain(session: ChatSession, read: Callable[[str], str], write: Write, note: Write) -> int:
+    """Talk until the input ends; return the exit code.
+
+    read: like input(): takes the prompt, returns a line, raises EOFError at the end. write: answers, streamed
+    and flushed. note: one line about the conversation, such as help or an error. Ctrl-C stops an answer and
+    keeps its beginning; where no answer is running it ends the loop.
+    """
+    while True:
+        try:
+            line = read(PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return 0
+        if not line:
+            continue
+        if line in ("/quit", "/exit"):
+            return 0
+        try:
+            if line == "/help":
+                note(HELP)
+            elif line == "/new":
+                session.clear()
+                note("New conversation.")
+            elif line == "/again":
+                if session.history.messages:
+                    write_answer(session.regenerate(), write)
+                else:
+                    note("There is nothing to answer again.")
+            else:
+                write_answer(session.send(line), write)
+        except KeyboardInterrupt:
+            write("\n")
+            note("Stopped.")
+        except NanochatError as error:
+            note(f"{error.message} ({error.hint})" if error.hint else error.message)
+        if session.notice and not line.startswith("/"):
+            note(session.notice)
+
+
+def answer_once(session: ChatSession, prompt: str, piped: str, write: Write, note: Write) -> None:
+    """Answer one prompt, with text that came through a pipe below it; raises UsageError where it does not fit."""
+    write_answer(session.send(join_prompt(prompt, piped)), write)
+    if session.notice:
+        note(session.notice)
+
+
+def join_prompt(prompt: str, piped: str) -> str:
+    """ "Summarise:", "a text\\n" -> "Summarise:\\n\\na text"; either may be empty."""
+    return "\n\n".join(part for part in (prompt.strip(), piped.strip()) if part)
+
+
+def write_answer(pieces: Iterable[Piece], write: Write) -> None:
+    """Stream pieces, tool calls as `[2+2 = 4]` (refused ones as `[2+]`), and end with a line break."""
+    call, last = None, ""
+    for piece in pieces:
+        if piece.kind == "python_output":
+            last = f"[{call or ''} = {piece.text}]"
+            call = None
+        else:
+            if call is not None:
+                write(f"[{call}]")
+                call = None
+            if piece.kind == "python":
+                call = piece.text
+                continue
+            last = piece.text
+        write(last)
+    if call is not None:
+        write(f"[{call}]")
+        last = call
+    if not last.endswith("\n"):
+        write("\n")
