@@ -1,0 +1,83 @@
+"""What the model writes: a few fixed beginnings, continued greedily. For people to read, not a score.
+
+Knows neither files nor settings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nanochat.conversation import Conversation, user
+from nanochat.engine.engine import Engine, generate
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.tool_loop import ToolLoop
+from nanochat.evals.chat import show_parts, split_parts
+from nanochat.tokenizer.bpe import Tokenizer
+from nanochat.tokenizer.chat import render_prompt
+
+TEXT_PROMPTS = (
+    "Once upon a time",
+    "The capital of France is",
+    "The opposite of hot is",
+    "If yesterday was Friday, then tomorrow will be",
+)
+"""Beginnings of documents, for a model that has not seen conversations."""
+
+CHAT_PROMPTS = (
+    "Hello, who are you?",
+    "What is 12 + 34?",
+    "How many letters r are in strawberry?",
+    "Tell me a short story.",
+)
+"""Questions, for a model that has."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and how the model went on; tool calls look like `[2+2 -> 4]`."""
+
+    prompt: str
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sample_texts(
+    model, tokenizer: Tokenizer, prompts: Sequence[str] = TEXT_PROMPTS, max_new_tokens: int = 48
+) -> tuple[Sample, ...]:
+    """Continue documents. Prompts that leave no room in the context are cut to its last half."""
+    ids = [[tokenizer.bos_id, *_cut(tokenizer.encode(prompt), model.config.context)] for prompt in prompts]
+    return _continue(model, tokenizer, prompts, ids, max_new_tokens, None)
+
+
+def sample_answers(
+    model, tokenizer: Tokenizer, prompts: Sequence[str] = CHAT_PROMPTS, max_new_tokens: int = 96
+) -> tuple[Sample, ...]:
+    """Answer questions with tools. Questions that leave no room in the context are left out."""
+    rendered = [(prompt, render_prompt(tokenizer, Conversation((user(prompt),)))) for prompt in prompts]
+    kept = [(prompt, ids) for prompt, ids in rendered if len(ids) < model.config.context]
+    tools = ToolLoop.from_tokenizer(tokenizer)
+    return _continue(model, tokenizer, [prompt for prompt, _ in kept], [ids for _, ids in kept], max_new_tokens, tools)
+
+
+def _cut(ids: list[int], context: int) -> list[int]:
+    return ids if len(ids) + 1 < context else ids[-(context // 2) :]
+
+
+def _continue(
+    model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    ids: list[list[int]],
+    max_new_tokens: int,
+    tools: ToolLoop | None,
+) -> tuple[Sample, ...]:
+    if not ids:
+        return ()
+    context = min(model.config.context, max(map(len, ids)) + max_new_tokens)
+    eos = (tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id)
+    engine = Engine(model, num_slots=len(ids), max_context=context, tool_loop=tools, eos_ids=eos)
+    answers = generate(engine, ids, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens))
+    texts = (show_parts(split_parts(tokenizer, answer)) for answer in answers)
+    return tuple(Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True))

@@ -1,0 +1,153 @@
+"""The tables of a report as plain text cells: what Markdown and HTML have in common. Escapes nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.report.collect import ReportData, ScoreReport, StageReport, flatten
+
+NOT_RUN = "not run"
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are unescaped text; `code` names the columns that hold keys or values to show literally."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    code: frozenset[int] = frozenset()
+
+
+def stage_table(data: ReportData) -> Table:
+    """Every stage with its status, its time and how fast it went."""
+    rows = tuple(
+        (
+            stage.name,
+            stage.status,
+            NOTHING if stage.last_step is None else f"{stage.last_step:,}",
+            NOTHING if stage.tokens is None else f"{stage.tokens:,.0f}",
+            format_seconds(stage.seconds),
+            NOTHING if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}",
+            NOTHING if stage.mfu is None else f"{100 * stage.mfu:.1f} %",
+            format_number(stage.train_loss[-1][1] if stage.train_loss else None),
+            format_number(stage.val_bpb[-1][1] if stage.val_bpb else None),
+        )
+        for stage in data.stages
+    )
+    total = sum(stage.seconds or 0 for stage in data.stages)
+    if total:
+        rows += (("total", "", "", "", format_seconds(total), "", "", "", ""),)
+    header = ("stage", "status", "steps", "tokens", "time", "tokens/s", "MFU", "train loss", "val bpb")
+    return Table(header, rows, numeric=frozenset(range(2, 9)))
+
+
+def score_table(data: ReportData) -> Table:
+    """Every score with its number of examples and its standard error."""
+    rows = tuple(
+        (
+            score.stage,
+            score.name,
+            format_score(score),
+            _format_rate(score.stderr, score.is_accuracy) or NOTHING,
+            NOTHING if score.total is None else f"{score.total:,}",
+            NOTHING if score.correct is None else f"{score.correct:,}",
+            f"{score.too_long:,}" if score.too_long else NOTHING,
+        )
+        for score in data.scores
+    )
+    header = ("stage", "score", "value", "std. error", "examples", "correct", "too long")
+    return Table(header, rows, numeric=frozenset(range(2, 7)))
+
+
+def settings_table(data: ReportData) -> Table:
+    rows = tuple((key, format_value(value), origin) for key, value, origin in data.settings)
+    return Table(("setting", "value", "from"), rows, code=frozenset({0, 1}))
+
+
+def fact_table(facts: dict[str, Any], omit: tuple[str, ...] = ()) -> Table:
+    """A plan, a result or the environment: dotted keys and values."""
+    kept = {key: value for key, value in facts.items() if key not in omit}
+    rows = tuple((key, format_value(value)) for key, value in flatten(kept))
+    return Table(("fact", "value"), rows, code=frozenset({0, 1}))
+
+
+def stage_facts(stage: StageReport) -> list[tuple[str, Table]]:
+    """The plan and the result of a stage, where there are such files."""
+    tables = [("Plan", fact_table(stage.plan)), ("Result", fact_table(stage.result, omit=("environment",)))]
+    return [(title, table) for title, table in tables if table.rows]
+
+
+def format_score(score: ScoreReport) -> str:
+    return _format_rate(score.value, score.is_accuracy) or "not graded"
+
+
+def _format_rate(value: float | None, as_percent: bool) -> str:
+    return "" if value is None else f"{100 * value:.1f} %" if as_percent else f"{value:.4f}"
+
+
+def format_number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def format_value(value: Any) -> str:
+    """One cell for any JSON value.
+
+    >>> [format_value(value) for value in (524288, 0.0123456789, ["a", "b"], None, True)]
+    ['524,288', '0.0123457', 'a, b', 'unset', 'true']
+    """
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(item) for item in value) or "(none)"
+    return str(value)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """
+    >>> format_seconds(42.34), format_seconds(312), format_seconds(14_520)
+    ('42.3 s', '5 min 12 s', '4 h 02 min')
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def last_samples(stage: StageReport, limit: int = 8) -> tuple:
+    """The samples of the stage's last sampled step, at most `limit`."""
+    steps = [sample.step for sample in stage.samples if sample.step is not None]
+    if not steps:
+        return stage.samples[-limit:]
+    return tuple(sample for sample in stage.samples if sample.step == max(steps))[:limit]
+
+
+def visible(text: str) -> str:
+    """Make control characters and text-direction overrides visible, and keep line breaks and tabs.
+
+    >>> visible("a" + chr(27) + "[2Jb" + chr(0x202E))
+    'a\\\\x1b[2Jb\\\\u202e'
+    """
+    text = text.replace("\r\n", "\n")
+    return "".join(char if char in "\n\t" or not _is_hidden(ord(char)) else _escape(ord(char)) for char in text)
+
+
+def _is_hidden(code: int) -> bool:
+    if code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000:
+        return True
+    return code in (0x061C, 0x200E, 0x200F, 0x2028, 0x2029) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
