@@ -133,6 +133,7 @@ def latest_good(
     """
     world = world or World()
     steps = stage.steps()
+    world.barrier()  # rank 0 renames bad folders: every rank must have listed them before
     for step in reversed(steps):
         folder = stage.checkpoint(step)
         problem = _find_problem(folder) if world.is_main else ""

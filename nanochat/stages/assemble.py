@@ -1,0 +1,98 @@
+"""Put the parts together: a checkpoint and a tokenizer become a model, and a model becomes a chat session."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.checkpoint import load_checkpoint
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.session import CHAT_SAMPLING, ChatSession
+from nanochat.errors import DataError, MissingError
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.paths import ModelPath
+from nanochat.runtime import pick_device, pick_dtype
+from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+
+
+def find_tokenizer(model_path: ModelPath) -> Path:
+    """The tokenizer folder of a model: its run's, or one beside or above a bare checkpoint folder."""
+    if model_path.run is not None:
+        return model_path.run.tokenizer
+    folder = model_path.checkpoint.absolute()
+    for parent in (folder, *list(folder.parents)[:3]):
+        if (parent / "tokenizer").is_dir():
+            return parent / "tokenizer"
+    raise MissingError(f"there is no tokenizer folder in or above {folder}", "nanochat runs ls")
+
+
+def load_model(
+    model_path: ModelPath, device: torch.device, dtype: torch.dtype, kind: str | None = None
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """Load a model for inference with its tokenizer; the dict is the checkpoint's meta.
+
+    dtype: what the model computes in; its weights stay float32. Raises DataError where the checkpoint is
+    corrupt or was trained with another tokenizer than the one that lies there.
+    """
+    tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
+    checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
+    check_tokenizer(checkpoint.meta, tokenizer, str(model_path))
+    model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype)
+    load_weights(model, checkpoint.model, str(model_path))
+    model.eval()
+    return model, tokenizer, checkpoint.meta
+
+
+def build_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
+    """A model without meaningful weights on a device: initialise or load them next."""
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to_empty(device=device)
+    model.compute_dtype = dtype
+    return model
+
+
+def load_weights(model: GPT, tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Fill a model. Raises DataError where the tensors are not this model's."""
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"the weights of {name} do not fit the model they say they are: {reason}", "nanochat runs ls"
+        ) from error
+
+
+def read_config(meta: dict[str, Any], name: str) -> GPTConfig:
+    """The architecture that a checkpoint's meta states."""
+    try:
+        return GPTConfig.from_dict(meta["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {name} has no usable model config: {error}", "nanochat runs ls") from error
+
+
+def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer, name: str) -> None:
+    """Raise DataError where a checkpoint was trained with another tokenizer."""
+    trained_with = str(meta.get("tokenizer_hash"))
+    if trained_with != tokenizer.hash:
+        raise DataError(
+            f"{name} was trained with tokenizer {trained_with[:12]}, but the run holds {tokenizer.hash[:12]}",
+            "put the run's first tokenizer folder back, or train again in a new run",
+        )
+
+
+def build_session(
+    model_path: ModelPath,
+    device_wish: str = "auto",
+    dtype_wish: str = "auto",
+    *,
+    params: SamplingParams = CHAT_SAMPLING,
+    system: str = "",
+    stop_strings: tuple[str, ...] = (),
+) -> ChatSession:
+    """A conversation with a trained model, for every face."""
+    device = pick_device(device_wish)
+    dtype, _ = pick_dtype(dtype_wish, device)
+    model, tokenizer, _ = load_model(model_path, device, dtype)
+    return ChatSession(model, tokenizer, name=str(model_path), params=params, system=system, stop_strings=stop_strings)

@@ -1,0 +1,78 @@
+"""Pretraining: packed documents, from a fresh initialisation to a base model."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nanochat
+from nanochat.data.batch import Batch
+from nanochat.data.pretrain import PretrainLoader
+from nanochat.data.shards import load_manifest
+from nanochat.errors import UsageError
+from nanochat.evals.samples import sample_texts
+from nanochat.model.config import GPTConfig
+from nanochat.plan import plan_base
+from nanochat.stages.course import Course, Loader, run_course
+from nanochat.stages.dataset import open_dataset
+from nanochat.stages.display import Display
+from nanochat.stages.job import Job
+from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+
+
+def run_base(job: Job, display: Display) -> dict[str, Any]:
+    """Pretrain, from where it stands, to the plan's horizon; returns the result. Collective: every rank calls this."""
+    settings, world = job.settings, job.world
+    tokenizer = load_tokenizer(job.run.tokenizer, settings.tokenizer.kind)
+    folder = open_dataset(job.workspace, settings.data.dataset, display, world.is_main)
+    world.barrier()
+    plan = plan_base(settings, world.world_size, vocab_size=tokenizer.vocab_size)
+    config = build_config(job, tokenizer)
+    rows = settings.batch.device_batch_size
+    loaders: list[PretrainLoader] = []
+
+    def open_loader(cursor: dict | None) -> Loader:
+        loader = PretrainLoader(
+            folder, "train", tokenizer, rows, config.context, world.rank, world.world_size, cursor=cursor
+        )
+        loaders.append(loader)
+        return loader
+
+    def describe_data() -> dict[str, Any]:
+        share = loaders[-1].dropped_share if loaders else 0.0
+        display.say(f"packing dropped {100 * share:.2f}% of the tokens")
+        return {
+            "dropped_share": share,
+            "dataset": settings.data.dataset,
+            "dataset_hash": load_manifest(folder).hash,
+        }
+
+    course = Course(
+        stage="base",
+        settings=settings.base,
+        config=config,
+        tokenizer=tokenizer,
+        num_steps=plan.num_steps,
+        num_microbatches=plan.num_microbatches,
+        plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
+        start=None,
+        open_loader=open_loader,
+        validation=lambda: iter_validation(folder, tokenizer, rows, config.context),
+        sample=lambda model: sample_texts(model, tokenizer),
+        describe_data=describe_data,
+    )
+    return run_course(job, course, display)
+
+
+def build_config(job: Job, tokenizer: Tokenizer) -> GPTConfig:
+    """The architecture of the settings with the tokenizer's vocabulary."""
+    wish = job.settings.model
+    try:
+        return GPTConfig.from_depth(wish.depth, tokenizer.vocab_size, wish.context, wish.n_kv_head)
+    except ValueError as error:
+        raise UsageError(f"model: {error}", "nanochat config validate") from None
+
+
+def iter_validation(folder: Path, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:
+    """One pass over the validation documents, the same on every rank."""
+    return iter(PretrainLoader(folder, "val", tokenizer, rows, context, 0, 1))

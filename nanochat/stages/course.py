@@ -1,0 +1,289 @@
+"""The course of a training stage: what base, mid and sft share around the loop.
+
+Resume, plan, compile, events (save, then evaluate, then sample), metrics and the result.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import nanochat
+from nanochat.checkpoint import Checkpoint, latest_good, remove_stale, save_checkpoint, write_atomically
+from nanochat.errors import UsageError
+from nanochat.evals.bpb import measure_bits
+from nanochat.evals.samples import Sample
+from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.optim import MuonAdamW, build_optimizer
+from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes, prepare_compile
+from nanochat.settings import TrainSettings
+from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
+from nanochat.stages.display import Display, format_seconds
+from nanochat.stages.job import Job
+from nanochat.tokenizer.bpe import Tokenizer
+from nanochat.training.loop import Batch, Event, Recipe, TrainState, train
+from nanochat.training.metrics import MetricsFile
+
+
+class Loader(Protocol):
+    """An endless iterator of batches that can say where it stands."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def cursor(self) -> dict: ...
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a stage file decides.
+
+    start: the weights to start from; None: a fresh initialisation. open_loader: the training batches from a
+    cursor on. validation: the same batches every time and on every rank. describe_data: facts for the result,
+    asked at the end (such as the dropped share).
+    """
+
+    stage: str
+    settings: TrainSettings
+    config: GPTConfig
+    tokenizer: Tokenizer
+    num_steps: int
+    num_microbatches: int
+    plan: dict[str, Any]
+    start: Callable[[], dict[str, Tensor]] | None
+    open_loader: Callable[[dict | None], Loader]
+    validation: Callable[[], Iterable[Batch]]
+    sample: Callable[[GPT], tuple[Sample, ...]]
+    describe_data: Callable[[], dict[str, Any]] = dict
+    source: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
+    """Train a stage from where it stands to its end; returns the result that it wrote last.
+
+    Collective: every rank calls this.
+    """
+    world, paths, settings = job.world, job.run.stage(course.stage), course.settings
+    if world.is_main:
+        remove_stale(paths)
+    world.barrier()
+    model, optimizer, state = _open_state(job, course, display)
+    metrics, samples = MetricsFile(paths.metrics), MetricsFile(paths.samples)
+    if world.is_main:
+        metrics.truncate(state.step)
+        samples.truncate(state.step)
+        write_atomically(paths.plan, json.dumps(course.plan, indent=1))
+        paths.result.unlink(missing_ok=True)
+    world.barrier()
+    state.best = min((r["val_bpb"] for r in metrics.read() if r.get("val_bpb") is not None), default=None)
+    loader = course.open_loader(state.cursor)
+    loss, compiled = _compile_loss(job, model, display)
+    _announce(job, course, model, state, compiled, display)
+    token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
+
+    def microbatches(state: TrainState) -> list[Batch]:
+        batches = list(islice(loader, course.num_microbatches))
+        state.cursor = loader.cursor()
+        return batches
+
+    def save(state: TrainState) -> None:
+        if state.step in paths.steps():
+            return
+        meta = {
+            "stage": course.stage,
+            "step": state.step,
+            "config": course.config.to_dict(),
+            "tokenizer_hash": course.tokenizer.hash,
+            "nanochat_version": nanochat.__version__,
+            "source": course.source,
+        }
+        save_checkpoint(
+            paths,
+            state.step,
+            model.state_dict() if world.is_main else {},
+            optimizer.named_state(),
+            state.to_dict(),
+            meta,
+            job.settings.checkpoint.keep,
+            world,
+        )
+
+    def evaluate(state: TrainState) -> None:
+        if metrics.value_at(state.step, "val_bpb") is not None:
+            return
+        model.eval()
+        bits = measure_bits(model, course.validation(), token_bytes, settings.eval_tokens, world)
+        if bits.num_bytes == 0:
+            display.say(f"step {state.step}: there is no validation text, so no bits per byte")
+            return
+        state.best = bits.bpb if state.best is None else min(state.best, bits.bpb)
+        if world.is_main:
+            metrics.append({"step": state.step, "val_bpb": bits.bpb, "eval_tokens": bits.num_tokens})
+        display.say(f"step {state.step}: validation {bits.bpb:.4f} bits per byte on {bits.num_tokens:,} tokens")
+        world.barrier()
+
+    def write_samples(state: TrainState) -> None:
+        if not world.is_main or any(record["step"] == state.step for record in samples.read()):
+            return
+        model.eval()
+        for sample in course.sample(model):
+            samples.append({"step": state.step, **sample.to_dict()})
+            display.say(f"step {state.step}: {sample.prompt!r} -> {sample.text!r}")
+
+    def log(record: dict) -> None:
+        if world.is_main:
+            metrics.append(record)
+            display.show_step(course.stage, record, course.num_steps)
+
+    recipe = Recipe(
+        name=course.stage,
+        model=model,
+        optimizer=optimizer,
+        microbatches=microbatches,
+        loss=loss,
+        num_steps=course.num_steps,
+        warmup=settings.warmup,
+        warmdown=settings.warmdown,
+        grad_clip=settings.grad_clip,
+        save=save,
+        resume_hint=f"nanochat resume {job.run.name}",
+        events=(
+            Event("save", job.settings.checkpoint.every, save),
+            Event("evaluate", settings.eval_every, evaluate),
+            Event("sample", settings.sample_every, write_samples),
+        ),
+        log_every=job.settings.runtime.log_every,
+        flops_per_token=float(flops_per_token(course.config)),
+        peak_flops=peak_flops(world.device, job.dtype),
+    )
+    if state.step >= course.num_steps:
+        display.say(f"{course.stage} already has its {course.num_steps} steps")
+    state = train(recipe, state, world, log)
+    display.finish()
+    return _write_result(job, course, state, metrics, compiled)
+
+
+def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:
+    """The model, the optimizer and the state of the newest good checkpoint, or fresh ones."""
+    world, paths, settings = job.world, job.run.stage(course.stage), course.settings
+    found = latest_good(paths, display.say, world=world)
+    model = build_model(course.config, world.device, job.dtype)
+    state = TrainState()
+    if found is not None:
+        _check_same(job, course, found[1])
+        load_weights(model, found[1].model, f"{job.run.name}/{course.stage}@{found[0]}")
+        display.say(f"continuing {course.stage} from step {found[0]}")
+    elif course.start is not None:
+        load_weights(model, course.start(), course.source)
+    else:
+        model.init_weights(job.settings.runtime.seed)
+    optimizer = build_optimizer(
+        model,
+        matrix_lr=settings.matrix_lr * settings.lr_scale,
+        embedding_lr=settings.embedding_lr * settings.lr_scale,
+        head_lr=settings.head_lr * settings.lr_scale,
+        weight_decay=settings.weight_decay,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    torch.manual_seed(job.settings.runtime.seed)
+    if found is not None:
+        optimizer.load_named_state(found[1].optimizer)
+        state = TrainState.from_dict(found[1].state)
+    return model, optimizer, state
+
+
+def _check_same(job: Job, course: Course, checkpoint: Checkpoint) -> None:
+    name = f"{job.run.name}/{course.stage}"
+    check_tokenizer(checkpoint.meta, course.tokenizer, name)
+    before, now = checkpoint.meta.get("config") or {}, course.config.to_dict()
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in changed)
+        raise UsageError(
+            f"{name} cannot continue with another model: {differences}", "train in a new run with --run NAME"
+        )
+
+
+def _compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+    """The loss to train with, and a phrase that says whether it is compiled."""
+    if not job.settings.runtime.compile:
+        return model.loss, "no (runtime.compile = false)"
+    possible, reason = can_compile()
+    if not possible:
+        return model.loss, f"no ({reason})"
+    prepare_compile(job.workspace.home / "compile")
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    compiled = torch.compile(model.loss, dynamic=False)
+    failed = False
+
+    def loss(ids: Tensor, targets: Tensor) -> Tensor:
+        nonlocal failed
+        if not failed:
+            try:
+                return compiled(ids, targets)
+            except (TorchDynamoException, InductorError) as error:
+                failed = True
+                display.say(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
+        return model.loss(ids, targets)
+
+    return loss, f"yes (with {reason}; the first step takes longer)"
+
+
+def _announce(job: Job, course: Course, model: GPT, state: TrainState, compiled: str, display: Display) -> None:
+    config, world = course.config, job.world
+    params = count_params(config)
+    tokens = course.plan["total_batch_tokens"]
+    display.say(
+        f"{course.stage}: {config.n_layer} layers, width {config.n_embd}, context {config.context}, "
+        f"vocabulary {config.vocab_size:,}; {params['total'] / 1e6:,.1f}M parameters"
+    )
+    display.say(
+        f"device {name_device(world.device)} x {world.world_size}, {str(job.dtype).removeprefix('torch.')} "
+        f"({job.dtype_reason}); compiled: {compiled}"
+    )
+    display.say(
+        f"{course.num_steps:,} steps of {tokens:,} tokens = {course.num_steps * tokens:,} tokens, "
+        f"{course.num_microbatches} micro-batches a step and device"
+    )
+    for note in course.notes:
+        display.say(note)
+    if state.step:
+        display.say(f"{state.step:,} steps and {format_seconds(state.seconds)} are done")
+
+
+def _write_result(job: Job, course: Course, state: TrainState, metrics: MetricsFile, compiled: str) -> dict[str, Any]:
+    result = {
+        "stage": course.stage,
+        "step": state.step,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "loss": state.smoothed_loss,
+        "val_bpb": metrics.value_at(state.step, "val_bpb"),
+        "best_val_bpb": state.best,
+        "skipped": state.skipped,
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
+        "num_params": count_params(course.config)["total"],
+        "source": course.source,
+        "device": name_device(job.world.device),
+        "world_size": job.world.world_size,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype_reason": job.dtype_reason,
+        "compiled": compiled,
+        "peak_memory_bytes": peak_memory_bytes(job.world.device),
+        "tokenizer_hash": course.tokenizer.hash,
+        "nanochat_version": nanochat.__version__,
+        **course.describe_data(),
+    }
+    if job.world.is_main:
+        write_atomically(job.run.stage(course.stage).result, json.dumps(result, indent=1))
+    job.world.barrier()
+    return result

@@ -1,0 +1,44 @@
+"""The pretraining text of a run: found, or, for the demo, made on the spot."""
+
+from pathlib import Path
+
+from nanochat.data.shards import Manifest, load_manifest, replace_manifest, write_shard_files
+from nanochat.errors import MissingError
+from nanochat.paths import Workspace
+from nanochat.stages.display import Display
+from nanochat.tasks.demo import generate_documents
+
+DEMO = "demo"
+DEMO_CHARS = {"train": 24_000_000, "val": 600_000}
+"""Enough that a run of minutes on two cores sees no text twice; it takes about 30 MB and half a minute."""
+
+
+def find_dataset(workspace: Workspace, name: str) -> Path:
+    """The folder of a data set that is there. Raises MissingError with the command that brings it."""
+    folder = workspace.dataset(name)
+    if not (folder / "shards.json").is_file():
+        command = f"nanochat download data --dataset {name}" if name == "fineweb-edu" else ""
+        hint = command or f"nanochat download import DIR --name {name}"
+        if name == DEMO:
+            hint = "nanochat tokenize train --preset demo"
+        raise MissingError(f"data set {name!r} is not in {folder}", hint)
+    load_manifest(folder)
+    return folder
+
+
+def open_dataset(workspace: Workspace, name: str, display: Display, is_main: bool = True) -> Path:
+    """find_dataset, after making the demo's text where that is asked for and absent."""
+    folder = workspace.dataset(name)
+    if name == DEMO and is_main and not (folder / "shards.json").is_file():
+        display.say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
+        make_demo(folder)
+    return find_dataset(workspace, name)
+
+
+def make_demo(folder: Path) -> None:
+    """Write the demo's shards; the folder becomes a data set only when both splits are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for split in ("train", "val"):
+        shards += write_shard_files(folder, generate_documents(DEMO_CHARS[split], split=split), split)
+    replace_manifest(folder, Manifest(tuple(shards)))

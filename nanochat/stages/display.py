@@ -1,0 +1,122 @@
+"""What a stage tells people, on stderr: a live bar on a terminal, plain lines otherwise, nothing on other ranks."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nanochat.engine.session import plain_text
+from nanochat.errors import NanochatError
+
+SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough for a log file
+
+
+class Display:
+    """One stage's voice. Use as a context manager, so that the bar is taken down whatever happens."""
+
+    def __init__(self, quiet: bool = False, live: bool | None = None) -> None:
+        self.quiet = quiet
+        self._live = sys.stderr.isatty() if live is None else live
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._name = ""
+        self._last_line = 0.0
+        self._started = 0.0
+        self._first_done = 0.0
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+    def say(self, text: str) -> None:
+        """One or more lines of news."""
+        if self.quiet:
+            return
+        text = plain_text(text)
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def advance(self, name: str, done: float, total: float, detail: str = "") -> None:
+        """Show that `done` of `total` of `name` are done; the first call of a name starts its clock and its bar."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if name != self._name:
+            self.finish()
+            self._name, self._started, self._first_done, self._last_line = name, now, done, 0.0
+            if self._live:
+                self._progress = _build_progress()
+                self._progress.start()
+                self._task = self._progress.add_task(name, total=total, detail="")
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, detail=detail)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total:
+            self._last_line = now
+            share = f"{100 * done / total:.0f}%" if total else ""
+            left = self._seconds_left(now, done, total)
+            parts = [
+                f"{name} {done:,.0f}/{total:,.0f} ({share})",
+                detail,
+                f"{format_seconds(left)} left" if left else "",
+            ]
+            self.say("  ".join(part for part in parts if part))
+
+    def finish(self) -> None:
+        """Take the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task, self._name = None, None, ""
+
+    def show_step(self, stage: str, record: dict, num_steps: int) -> None:
+        """One record of the training loop."""
+        loss = "no targets" if record["loss"] is None else f"loss {record['loss']:.4f}"
+        parts = [loss, f"lr x{record['lr']:.2f}", f"{record['tokens_per_second']:,.0f} tok/s"]
+        if record["mfu"] is not None:
+            parts.append(f"mfu {100 * record['mfu']:.1f}%")
+        if record["skipped"]:
+            parts.append(f"{record['skipped']} skipped")
+        self.advance(stage, record["step"], num_steps, "  ".join(parts))
+
+    def fail(self, error: NanochatError) -> None:
+        """An error is shown even when quiet."""
+        self.finish()
+        sys.stderr.write(f"error: {plain_text(error.message)}\n")
+        if error.hint:
+            sys.stderr.write(f"hint:  {plain_text(error.hint)}\n")
+        sys.stderr.flush()
+
+    def _seconds_left(self, now: float, done: float, total: float) -> float | None:
+        fresh = done - self._first_done
+        return (now - self._started) * (total - done) / fresh if fresh > 0 and done < total else None
+
+
+def format_seconds(seconds: float) -> str:
+    """
+    >>> format_seconds(59), format_seconds(3700)
+    ('0:59', '1:01:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _build_progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=False,
+    )

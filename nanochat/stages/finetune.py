@@ -1,0 +1,103 @@
+"""What mid and sft share: packed conversations with masked targets, from the model of the stage before."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Literal
+
+import nanochat
+from nanochat.checkpoint import load_checkpoint
+from nanochat.data.batch import Batch
+from nanochat.data.finetune import FinetuneLoader
+from nanochat.errors import MissingError
+from nanochat.evals.samples import sample_answers
+from nanochat.model.config import GPTConfig
+from nanochat.paths import ModelPath
+from nanochat.plan import plan_finetune
+from nanochat.settings import FinetuneSettings
+from nanochat.stages.assemble import check_tokenizer, read_config
+from nanochat.stages.course import Course, Loader, run_course
+from nanochat.stages.display import Display
+from nanochat.stages.job import Job
+from nanochat.tasks.catalog import build_mixture
+from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+
+
+def run_finetune(
+    job: Job, stage: Literal["mid", "sft"], before: str, settings: FinetuneSettings, display: Display
+) -> dict[str, Any]:
+    """Train a stage on its mixture, starting from the last model of the stage before; returns the result.
+
+    Collective: every rank calls this. Raises MissingError where the stage before is not done.
+    """
+    world = job.world
+    source = find_source(job, before)
+    tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
+    checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
+    check_tokenizer(checkpoint.meta, tokenizer, str(source))
+    config = read_config(checkpoint.meta, str(source))
+    conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed)
+    rows = job.settings.batch.device_batch_size
+
+    def open_loader(cursor: dict | None = None) -> FinetuneLoader:
+        return FinetuneLoader(
+            conversations,
+            tokenizer,
+            rows,
+            config.context,
+            seed=job.settings.runtime.seed,
+            overlong=settings.overlong,
+            rank=world.rank,
+            world_size=world.world_size,
+            cursor=cursor,
+        )
+
+    batches = open_loader().num_batches_per_epoch
+    plan = plan_finetune(job.settings, stage, world.world_size, batches, config)
+    loaders: list[FinetuneLoader] = []
+
+    def open_training(cursor: dict | None) -> Loader:
+        loaders.append(open_loader(cursor))
+        return loaders[-1]
+
+    course = Course(
+        stage=stage,
+        settings=settings,
+        config=config,
+        tokenizer=tokenizer,
+        num_steps=plan.num_steps,
+        num_microbatches=plan.num_microbatches,
+        plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
+        start=lambda: checkpoint.model,
+        open_loader=open_training,
+        validation=lambda: iter_validation(job, settings, tokenizer, config),
+        sample=lambda model: sample_answers(model, tokenizer),
+        describe_data=lambda: {"conversations": len(conversations), "counts": loaders[-1].counts if loaders else {}},
+        source=str(source),
+    )
+    return run_course(job, course, display)
+
+
+def find_source(job: Job, before: str) -> ModelPath:
+    """The last checkpoint of a finished stage. Raises MissingError where it is not finished."""
+    paths = job.run.stage(before)
+    if not paths.steps():
+        raise MissingError(
+            f"run {job.run.name!r} has no {before} model to start from", f"nanochat train {before} --run {job.run.name}"
+        )
+    if not paths.result.is_file():
+        raise MissingError(
+            f"{before} of run {job.run.name!r} is not finished (step {paths.steps()[-1]})",
+            f"nanochat resume {job.run.name}",
+        )
+    step = paths.steps()[-1]
+    return ModelPath(paths.checkpoint(step), job.run, before, step)
+
+
+def iter_validation(job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, config: GPTConfig) -> Iterator[Batch]:
+    """One pass over the test examples of the mixture, the same on every rank."""
+    examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed)
+    loader = FinetuneLoader(
+        examples, tokenizer, job.settings.batch.device_batch_size, config.context, seed=0, overlong="truncate"
+    )
+    return islice(loader, loader.num_batches_per_epoch)

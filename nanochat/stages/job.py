@@ -1,0 +1,48 @@
+"""A job: one stage of one run, with its settings checked and its machine chosen."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.paths import RunPaths, Workspace
+from nanochat.runtime import World
+from nanochat.settings import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is told."""
+
+    workspace: Workspace
+    run: RunPaths
+    settings: Settings
+    world: World
+    dtype: torch.dtype
+    dtype_reason: str
+
+
+def read_settings(path: Path) -> tuple[Workspace, RunPaths, Settings]:
+    """Read `<home>/runs/<run>/settings.json`, which names the workspace and the run by where it lies.
+
+    Raises MissingError, DataError or UsageError with what is wrong.
+    """
+    path = path.absolute()
+    run = RunPaths(path.parent)
+    if path.parent.parent.name != "runs":
+        raise UsageError(f"{path} does not lie in <home>/runs/<run>", "nanochat run --preset demo")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        settings = Settings.model_validate(record["settings"])
+    except FileNotFoundError:
+        raise MissingError(f"there is no {path}", "nanochat run --preset demo") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: {place}: {first['msg']}", "nanochat config validate") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "nanochat run --preset demo") from error
+    return Workspace(path.parent.parent.parent), run, settings

@@ -1,0 +1,65 @@
+"""Metrics: one JSON line a log, readable while it grows and cut back to the step that a resume starts from."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+SMOOTHING = 0.9  # of the running mean: its memory is about ten logged steps
+
+
+class MetricsFile:
+    """A JSON Lines file of records that carry a "step"."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict) -> None:
+        """Write one line and flush it; numbers that JSON does not know become null."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+
+    def read(self) -> list[dict]:
+        """Every whole record; a line that a crash cut short is left out."""
+        if not self.path.is_file():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+        return records
+
+    def truncate(self, step: int) -> None:
+        """Forget everything after `step`: the steps that a resumed run takes again."""
+        if not self.path.is_file():
+            return
+        kept = [record for record in self.read() if record["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+    def value_at(self, step: int, key: str) -> float | None:
+        """The last value of `key` that was written for `step`."""
+        values = [record[key] for record in self.read() if record["step"] == step and record.get(key) is not None]
+        return values[-1] if values else None
+
+
+def smooth(previous: float | None, value: float) -> float:
+    """The running mean after one more value.
+
+    >>> round(smooth(2.0, 1.0), 3)
+    1.9
+    """
+    return value if previous is None else SMOOTHING * previous + (1.0 - SMOOTHING) * value
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
