@@ -1,0 +1,288 @@
+"""Batches of conversations: rendered, shuffled every epoch, packed whole into rows, learnt where the assistant speaks.
+
+The caller says which rank it is; nothing here communicates. Rank r of n takes conversations r, r + n, ... of the
+epoch's order.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from nanochat.conversation import Conversation
+from nanochat.data.batch import Batch, build_batch
+from nanochat.data.packing import pack_whole
+from nanochat.data.prefetch import Prefetcher
+from nanochat.errors import DataError, UsageError
+from nanochat.tokenizer.bpe import Tokenizer
+from nanochat.tokenizer.chat import render
+
+Overlong = Literal["drop", "truncate", "error"]
+OVERLONG: tuple[Overlong, ...] = ("drop", "truncate", "error")
+
+POOL_CONVERSATIONS = 512
+"""Conversations that are packed together: enough to fill rows to about 99 % and little to redo on resume."""
+PLANNED_CONVERSATIONS = 4_096
+"""Conversations that the plan measures; more are estimated from these."""
+PREFETCHED_BATCHES = 4
+
+Rendered = tuple[np.ndarray, np.ndarray]  # ids (N,) int32 and mask (N,) bool
+
+
+class Conversations(Protocol):
+    """A list of conversations, a task or a mixture of tasks."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Conversation: ...
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Conversations that this rank read so far, and those among them that were too long for a row."""
+
+    total: int = 0
+    dropped: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands. The pool is what was carried over, (epoch, index in its share) each, then start:stop."""
+
+    epoch: int = 0
+    start: int = 0
+    row: int = 0
+    carry: tuple[tuple[int, int], ...] = ()
+    counts: Counts = Counts()
+    """Before this pool."""
+    counted: Counts = Counts()
+    """With this pool."""
+
+
+class FinetuneLoader:
+    """Iterates endlessly over Batch(ids, targets), each (rows, context) int64 on the CPU; targets are -1 except where
+    the assistant produces the token.
+
+    Conversations stand whole in a row, each from its own bos; the end of a row is bos, ignored. One that is longer than
+    context + 1 tokens is dropped, truncated at its end or an error, as `overlong` says.
+
+    cursor: what `cursor()` returned after the last batch that was used; the next batches are the same bit for bit. On
+    another number of ranks the epoch starts at about the same share, and `resumed_exactly` is False: say so.
+
+    Close it (or use `with`) to stop the thread. Raises UsageError where there is no conversation, and DataError from
+    the iteration where overlong = "error" meets one or where all are dropped.
+    """
+
+    def __init__(
+        self,
+        conversations: Conversations,
+        tokenizer: Tokenizer,
+        rows: int,
+        context: int,
+        seed: int = 42,
+        overlong: Overlong = "truncate",
+        rank: int = 0,
+        world_size: int = 1,
+        cursor: dict[str, Any] | None = None,
+        prefetched_batches: int = PREFETCHED_BATCHES,
+    ) -> None:
+        assert 0 <= rank < world_size and rows > 0 and context > 0, (rank, world_size, rows, context)
+        if overlong not in OVERLONG:
+            raise UsageError(f"overlong = {overlong!r} is none of {', '.join(OVERLONG)}")
+        if len(conversations) == 0:
+            raise UsageError("there is no conversation to learn from", "add tasks to the mixture")
+        self._source = _Source(conversations, tokenizer, context + 1, seed, overlong, rank, world_size)
+        self._rows = rows
+        self._identity = {
+            "conversations": len(conversations), "row_tokens": context + 1, "seed": seed, "rank": rank,
+            "world_size": world_size, "overlong": OVERLONG.index(overlong),
+        }  # fmt: skip
+        self.resumed_exactly = True
+        self._place = Place() if cursor is None else self._read_cursor(cursor)
+        batches = _iter_batches(self._source, self._place, rows)
+        self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch, self._place = next(self._prefetcher)
+        return batch
+
+    @property
+    def epoch(self) -> int:
+        """Complete passes over this rank's share before the end of the batch just yielded."""
+        return self._place.epoch
+
+    @property
+    def counts(self) -> Counts:
+        """Conversations read, dropped and truncated for the batches yielded so far, over all epochs."""
+        return self._place.counted
+
+    @property
+    def num_batches_per_epoch(self) -> int:
+        """Batches of one pass, the same on every rank: measured on a sample where there are many conversations."""
+        return _plan_batches(self._source, self._rows)
+
+    def cursor(self) -> dict[str, Any]:
+        """Where the batch just yielded ends, for this rank, as JSON."""
+        place = self._place
+        return {
+            "version": 1,
+            **self._identity,
+            "epoch": place.epoch,
+            "start": place.start,
+            "row": place.row,
+            "carry": [list(entry) for entry in place.carry],
+            "counts": asdict(place.counts),
+            "counted": asdict(place.counted),
+        }
+
+    def _read_cursor(self, cursor: dict[str, Any]) -> Place:
+        try:
+            if cursor["version"] != 1:
+                raise DataError(f"the data cursor has version {cursor['version']}, not 1")
+            saved = {key: int(cursor[key]) for key in self._identity}
+            epoch, start, row = (int(cursor[key]) for key in ("epoch", "start", "row"))
+            carry = tuple((int(entry[0]), int(entry[1])) for entry in cursor["carry"])
+            counts, counted = Counts(**cursor["counts"]), Counts(**cursor["counted"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
+            ) from error
+        if saved == self._identity:
+            return Place(epoch, start, row, carry, counts, counted)
+        self.resumed_exactly = False
+        share = start * saved["world_size"] / max(1, saved["conversations"])  # of the epoch, for all ranks together
+        return Place(epoch, int(min(share, 1.0) * self._source.num_mine))
+
+    def close(self) -> None:
+        """Stop the thread. The loader yields nothing more."""
+        self._prefetcher.close()
+
+    def __enter__(self) -> "FinetuneLoader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass
+class _Source:
+    """What the thread needs; it knows nothing of the loader, which can therefore be garbage-collected."""
+
+    conversations: Conversations
+    tokenizer: Tokenizer
+    row_tokens: int
+    seed: int
+    overlong: Overlong
+    rank: int
+    world_size: int
+    _orders: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def num_mine(self) -> int:
+        """Conversations of this rank in an epoch; a rank without one shares another rank's."""
+        return max(1, len(range(self.rank, len(self.conversations), self.world_size)))
+
+    def order(self, epoch: int) -> list[int]:
+        """This rank's conversations in the order of an epoch."""
+        mine = self._orders.get(epoch)
+        if mine is None:
+            indices = list(range(len(self.conversations)))
+            random.Random(f"finetune/{self.seed}/{epoch}").shuffle(indices)
+            mine = indices[self.rank :: self.world_size] or [indices[self.rank % len(indices)]]
+            self._orders[epoch] = mine
+            if len(self._orders) > 2:  # this epoch and what was carried over from the one before
+                del self._orders[min(self._orders)]
+        return mine
+
+    def render(self, epoch: int, index: int) -> Rendered:
+        ids, mask = render(self.tokenizer, self.conversations[self.order(epoch)[index]])
+        return np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)
+
+    def fit(self, rendered: Rendered) -> Rendered | None:
+        """Apply `overlong`; None where the conversation is dropped."""
+        ids, mask = rendered
+        if len(ids) <= self.row_tokens:
+            return rendered
+        if self.overlong == "error":
+            raise DataError(
+                f"a conversation has {len(ids):,} tokens, more than the context of {self.row_tokens - 1:,}",
+                "set overlong to truncate or drop, or enlarge model.context",
+            )
+        return None if self.overlong == "drop" else (ids[: self.row_tokens], mask[: self.row_tokens])
+
+    def pool(self, place: Place) -> tuple[list[tuple[int, int]], list[Rendered], Counts]:
+        """The conversations to pack together at a place, where each is, and the counts with them."""
+        places = list(place.carry)
+        pool = [self.fit(self.render(epoch, index)) for epoch, index in places]
+        kept = [rendered for rendered in pool if rendered is not None]
+        assert len(kept) == len(places), "a dropped conversation was carried over"
+        counts = place.counts
+        for index in range(place.start, min(place.start + POOL_CONVERSATIONS, self.num_mine)):
+            rendered = self.render(place.epoch, index)
+            fitting = self.fit(rendered)
+            counts = Counts(
+                counts.total + 1,
+                counts.dropped + (fitting is None),
+                counts.truncated + (fitting is not None and len(fitting[0]) < len(rendered[0])),
+            )
+            if fitting is not None:
+                places.append((place.epoch, index))
+                kept.append(fitting)
+        return places, kept, counts
+
+    def iter_rows(self, place: Place) -> Iterator[tuple[np.ndarray, np.ndarray, Place]]:
+        """Endless rows (T + 1,) and masks (T + 1,) from a place, each with the place after it."""
+        while True:
+            places, pool, counted = self.pool(place)
+            rows, rest = pack_whole([len(ids) for ids, _ in pool], self.row_tokens)
+            for number in range(place.row, len(rows)):
+                row = np.full(self.row_tokens, self.tokenizer.bos_id, dtype=np.int32)
+                learnt, filled = np.zeros(self.row_tokens, dtype=bool), 0
+                for index in rows[number]:
+                    ids, mask = pool[index]
+                    row[filled : filled + len(ids)], learnt[filled : filled + len(ids)] = ids, mask
+                    filled += len(ids)
+                yield row, learnt, replace(place, row=number + 1, counted=counted)
+            carry = tuple(places[index] for index in rest)
+            place = Place(place.epoch, place.start + POOL_CONVERSATIONS, 0, carry, counted, counted)
+            if place.start >= self.num_mine:
+                if counted.total == counted.dropped:
+                    raise DataError(
+                        f"all {counted.total:,} conversations are longer than the context of {self.row_tokens - 1:,}",
+                        "set overlong to truncate, or enlarge model.context",
+                    )
+                place = replace(place, epoch=place.epoch + 1, start=0)
+
+
+def _iter_batches(source: _Source, place: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
+    rows, masks = [], []
+    for row, learnt, place in source.iter_rows(place):
+        rows.append(row)
+        masks.append(learnt)
+        if len(rows) == num_rows:
+            yield build_batch(np.stack(rows), np.stack(masks)), place
+            rows, masks = [], []
+
+
+def _plan_batches(source: _Source, num_rows: int) -> int:
+    """Batches of an epoch on every rank, from the lengths of a fixed sample of all ranks' conversations."""
+    num_conversations = len(source.conversations)
+    chosen = range(num_conversations)
+    if num_conversations > PLANNED_CONVERSATIONS:
+        chosen = random.Random(f"plan/{source.seed}").sample(chosen, PLANNED_CONVERSATIONS)
+    lengths = []
+    for index in chosen:
+        ids, mask = render(source.tokenizer, source.conversations[index])
+        fitting = source.fit((np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)))
+        if fitting is not None:
+            lengths.append(len(fitting[0]))
+    rows, _ = pack_whole(lengths, source.row_tokens, flush=True)
+    num_all_rows = len(rows) * num_conversations / len(chosen)
+    return max(1, math.ceil(num_all_rows / (num_rows * source.world_size)))

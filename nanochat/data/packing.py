@@ -1,0 +1,122 @@
+"""Packing: sequences of token ids into rows of one length.
+
+Knows neither files nor tensors. Two ways: `pack_documents` cuts documents where it must, so that every row is full and
+no token is lost; `pack_whole` keeps sequences whole and leaves the end of a row unused.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Encoder(Protocol):
+    """What the loaders need of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+
+class _Pool:
+    """Numbered lengths, taken oldest first or by size."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self.total = sum(lengths)
+        self._by_size = sorted((length, index) for index, length in enumerate(lengths))
+        self._used = [False] * len(lengths)
+        self._oldest = 0
+
+    def take_oldest(self) -> int:
+        while self._used[self._oldest]:
+            self._oldest += 1
+        self._remove(bisect_left(self._by_size, (self.lengths[self._oldest], self._oldest)))
+        return self._oldest
+
+    def take_largest(self, limit: int) -> int | None:
+        """The largest that is no longer than limit, the oldest of its size; None where all are longer."""
+        place = bisect_right(self._by_size, (limit, len(self.lengths)))
+        if place == 0:
+            return None
+        return self._remove(bisect_left(self._by_size, (self._by_size[place - 1][0], -1)))
+
+    def take_longest(self) -> int:
+        return self._remove(len(self._by_size) - 1)
+
+    def put_back(self, index: int, length: int) -> None:
+        """Return what is left of a sequence; it keeps its age."""
+        self.lengths[index] = length
+        self._used[index] = False
+        self._oldest = min(self._oldest, index)
+        self.total += length
+        insort(self._by_size, (length, index))
+
+    def _remove(self, place: int) -> int:
+        length, index = self._by_size.pop(place)
+        self._used[index] = True
+        self.total -= length
+        return index
+
+
+def pack_documents(
+    documents: Sequence[np.ndarray], row_tokens: int, bos_id: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Fill rows completely. documents: int32 arrays that start with bos. Returns rows (N, row_tokens) int32 and the rest.
+
+    A row starts with the oldest document left and takes the largest ones that fit; the gap that remains takes the
+    start of the longest, whose remainder goes to a later row behind a bos of its own. A gap of one token takes a bos.
+    The rest (fewer than row_tokens tokens) belongs in front of the next call's documents.
+
+    >>> rows, rest = pack_documents([np.array([0, 1, 2, 3, 4]), np.array([0, 5]), np.array([0, 6])], 4, bos_id=0)
+    >>> rows.tolist(), [piece.tolist() for piece in rest]
+    ([[0, 1, 2, 3], [0, 4, 0, 5]], [[0, 6]])
+    """
+    pieces = list(documents)
+    pool = _Pool([len(piece) for piece in pieces])
+    rows = []
+    while pool.total >= row_tokens:
+        row, filled = np.full(row_tokens, bos_id, dtype=np.int32), 0
+        while filled < row_tokens:
+            gap = row_tokens - filled
+            index = pool.take_oldest() if filled == 0 else pool.take_largest(gap)
+            if index is None:
+                if gap == 1:
+                    break  # the bos that is already there: a document has ended and another would start
+                index = pool.take_longest()
+            piece = pieces[index]
+            row[filled : filled + len(piece)] = piece[:gap]
+            filled += min(gap, len(piece))
+            if len(piece) > gap:
+                pieces[index] = np.concatenate([np.array([bos_id], dtype=np.int32), piece[gap:]])
+                pool.put_back(index, len(pieces[index]))
+        rows.append(row)
+    rest = []
+    while pool.total:
+        rest.append(pieces[pool.take_oldest()])
+    return np.array(rows, dtype=np.int32).reshape(len(rows), row_tokens), rest
+
+
+def pack_whole(lengths: Sequence[int], row_tokens: int, flush: bool = False) -> tuple[list[list[int]], list[int]]:
+    """Share out whole sequences among rows. lengths: each 1 to row_tokens. Returns indices row by row, and the rest.
+
+    A row starts with the oldest sequence left and takes the largest ones that fit. The rest is what could not fill
+    another row; flush puts it into rows too.
+
+    >>> pack_whole([5, 4, 9, 3, 2], row_tokens=9)
+    ([[0, 1], [2]], [3, 4])
+    """
+    pool = _Pool(lengths)
+    rows, rest = [], []
+    while pool.total and (flush or pool.total >= row_tokens):
+        row = [pool.take_oldest()]
+        gap = row_tokens - lengths[row[0]]
+        while (index := pool.take_largest(gap)) is not None:
+            row.append(index)
+            gap -= lengths[index]
+        rows.append(row)
+    while pool.total:
+        rest.append(pool.take_oldest())
+    return rows, rest
