@@ -49,7 +49,7 @@ def _evaluate(node: ast.expr, depth: int) -> Number:
     if depth == 0:
         raise ValueError("too deep")
     match node:
-        case ast.Constant(value=value) if type(value) in (int, float):
+        case ast.Constant(value=int() | float() as value):
             return _bounded(value)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
             return _evaluate(operand, depth - 1)
