@@ -23,7 +23,7 @@ DEMO_DISK_BYTES = 2 * 10**9
 """The demo run with its checkpoints takes well under this."""
 DEMO_MEMORY_BYTES = 4 * 10**9
 CUDA_INSTALL = "pip install --upgrade torch"
-MEND_TOKENIZER = "pip install --force-reinstall --no-deps nanochat  # in a checkout: pip install -e ."
+MEND_TOKENIZER = "pip install --force-reinstall --no-deps -e .  # in the folder of the project; needs Rust"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ def judge_accelerator(
         return Finding("accelerator", "warn", "an AMD GPU that this PyTorch cannot use", fix)
     if has_mps:
         return Finding("accelerator", "ok", "Apple GPU (mps)")
-    return Finding("accelerator", "warn", "no GPU: `demo` runs in minutes, larger presets need one")
+    return Finding(
+        "accelerator", "warn", "no GPU: `demo` runs in minutes, larger presets need one", "nanochat run --preset demo"
+    )
 
 
 def check_dtype() -> Finding:
@@ -174,8 +176,8 @@ def check_compile() -> Finding:
 
     able, reason = can_compile()
     if able:
-        return Finding("compile", "ok", reason or "torch.compile works")
-    return Finding("compile", "warn", f"torch.compile is off, training is slower: {reason}", _compiler_command())
+        return Finding("compile", "ok", f"torch.compile has a compiler: {reason}")
+    return Finding("compile", "warn", f"torch.compile is off, training is slower: {reason}", _compiler_command(reason))
 
 
 def parse_version(version: str) -> tuple[int, int]:
@@ -202,13 +204,15 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _compiler_command() -> str:
+def _compiler_command(reason: str) -> str:
+    """The package that holds the compiler, or Python's headers where those are what is missing."""
     if sys.platform == "darwin":
         return "xcode-select --install"
-    for tool, command in (("apt-get", "install g++"), ("dnf", "install gcc-c++"), ("pacman", "-S gcc")):
+    headers = "Python.h" in reason
+    for tool, compiler, python in (("apt-get", "g++", "python3-dev"), ("dnf", "gcc-c++", "python3-devel")):
         if shutil.which(tool):
-            return f"sudo {tool} {command}"
-    return "install a C++ compiler"
+            return f"sudo {tool} install {python if headers else compiler}"
+    return "install the headers of this Python" if headers else "install a C++ compiler"
 
 
 def _gigabytes(size: int) -> str:

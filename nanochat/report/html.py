@@ -41,15 +41,14 @@ code, pre { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mono
 td code { overflow-wrap: anywhere; }
 pre { margin: 0; padding: .75rem 1rem; background: var(--panel); border-radius: 6px; white-space: pre-wrap; }
 pre b { font-weight: 600; color: var(--c0); }
-figure { margin: 1rem 0; padding: .75rem; background: var(--panel); border-radius: 6px; }
+figure { break-inside: avoid; margin: 1rem 0; padding: .75rem; background: var(--panel); border-radius: 6px; }
 figcaption { font-size: .9rem; padding: 0 .25rem .5rem; }
 svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 12px; }
+svg text { fill: var(--soft); }
 svg .grid { stroke: var(--line); }
 svg polyline { fill: none; }
 svg polyline, svg line { stroke-width: 2; stroke-linejoin: round; }
 svg .grid, svg .faint { stroke-width: 1; }
-svg .faint { opacity: .35; }
 .s0 { stroke: var(--c0); } .s1 { stroke: var(--c1); }
 circle.s0 { fill: var(--c0); } circle.s1 { fill: var(--c1); }
 details { margin: .75rem 0; }
@@ -140,7 +139,7 @@ def _answers(score: ScoreReport) -> str:
             f'<div class="sample"><span class="{kind}">{word}</span>'
             f"<pre><b>{_text(answer.question)}</b>\n{_text(answer.answer)}</pre></div>"
         )
-    title = f"{_text(score.stage)} {_text(score.name)} <small>{_text(format_score(score))}</small>"
+    title = f"Answers: {_text(score.stage)} {_text(score.name)} <small>{_text(format_score(score))}</small>"
     return _details(title, "\n".join(blocks))
 
 

@@ -1,6 +1,6 @@
 """Line plots as inline SVG text: axes, grid, a legend, nothing that needs a script or a file.
 
-Colours come from the page (classes `s0`, `s1`, ... and `currentColor`), so that one plot fits light and dark.
+The attributes make a plot readable on its own; a page recolours it (classes `s0`, `s1`, ...) for light and dark.
 """
 
 import html
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 16, 40
+COLOURS = ("#2563c9", "#c2571a")
 MAX_POINTS = 600
-"""More points than this are averaged in buckets: a plot is 648 pixels wide."""
+"""More points than this are averaged in buckets: a plot is 640 pixels wide."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Series:
 
 def plot_lines(series: Sequence[Series], title: str, x_label: str) -> str:
     """Draw the curves into one `<svg>`; curves without points are left out. No points at all gives ""."""
-    series = [Series(line.label, thin(line.points), line.faint) for line in series if line.points]
+    series = [line for line in series if line.points]
     if not series:
         return ""
     xs = [x for line in series for x, _ in line.points]
@@ -40,13 +41,16 @@ def plot_lines(series: Sequence[Series], title: str, x_label: str) -> str:
     def place_y(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
+    look = 'font-size="12" fill="#808890" role="img"'
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {look} aria-label="{html.escape(title)}">',
         f"<title>{html.escape(title)}</title>",
     ]
     for tick in y_ticks:
         y = place_y(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" stroke="#d0d4d8" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high:
@@ -56,16 +60,19 @@ def plot_lines(series: Sequence[Series], title: str, x_label: str) -> str:
     colours: dict[str, int] = {}
     for line in series:
         colour = colours.setdefault(line.label, len(colours))
-        kind = f"s{colour}" + (" faint" if line.faint else "")
-        if len(line.points) == 1:
-            (x, y), *_ = line.points
-            parts.append(f'<circle class="{kind}" cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3"/>')
+        points, paint = thin(line.points), COLOURS[colour % len(COLOURS)]
+        kind, opacity = (f"s{colour} faint", 0.35) if line.faint else (f"s{colour}", 1)
+        if len(points) == 1:
+            ((x, y),) = points
+            parts.append(f'<circle class="{kind}" fill="{paint}" cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3"/>')
             continue
-        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in line.points)
-        parts.append(f'<polyline class="{kind}" points="{path}"/>')
+        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
+        style = f'fill="none" stroke="{paint}" stroke-opacity="{opacity}"'
+        parts.append(f'<polyline class="{kind}" {style} points="{path}"/>')
     for label, colour in colours.items():
         y = TOP + 8 + 18 * colour
-        parts.append(f'<line class="s{colour}" x1="{WIDTH - RIGHT - 24}" x2="{WIDTH - RIGHT - 4}" y1="{y}" y2="{y}"/>')
+        paint, ends = COLOURS[colour % len(COLOURS)], f'x1="{WIDTH - RIGHT - 24}" x2="{WIDTH - RIGHT - 4}"'
+        parts.append(f'<line class="s{colour}" stroke="{paint}" {ends} y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{WIDTH - RIGHT - 30}" y="{y + 4}" text-anchor="end">{html.escape(label)}</text>')
     parts.append("</svg>")
     return "\n".join(parts)
@@ -95,7 +102,7 @@ def thin(points: Sequence[tuple[int, float]], limit: int = MAX_POINTS) -> tuple[
     return tuple((bucket[-1][0], sum(y for _, y in bucket) / len(bucket)) for bucket in buckets)
 
 
-def smooth(points: Sequence[tuple[int, float]], share: float = 0.02) -> tuple[tuple[int, float], ...]:
+def smooth(points: Sequence[tuple[int, float]], share: float = 0.01) -> tuple[tuple[int, float], ...]:
     """Exponential mean over about `share` of the points, without the bias towards the first one.
 
     >>> smooth([(0, 2.0), (1, 2.0), (2, 2.0)])
