@@ -199,7 +199,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(actions, st.integers(1, 4))
 def test_whatever_the_neighbours_do_a_request_gets_what_it_gets_alone(actions: list, num_slots: int) -> None:
     model = TinyModel(context=32, favoured=(START, END))

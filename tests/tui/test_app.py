@@ -1,0 +1,212 @@
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from nanochat.conversation import parse_conversation
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.session import ChatSession
+from nanochat.tui.app import AnswerText, ChatApp, PromptArea, ToolCall, UserTurn
+from tests.engine.fakes import ByteTokenizer, ScriptedModel
+
+CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is **4**."]
+
+
+def app_of(*scripts: list[str], folder: Path = Path(), context: int = 512, pause_after: int | None = None) -> ChatApp:
+    model = ScriptedModel(*scripts, context=context, pause_after=pause_after)
+    params = SamplingParams(temperature=0, max_new_tokens=200)
+    return ChatApp(ChatSession(model, ByteTokenizer(), name="demo/sft@10", params=params), folder)
+
+
+async def settle(app: ChatApp, pilot) -> None:
+    """Wait until the answer is on the screen."""
+    for _ in range(400):
+        await pilot.pause(0.01)
+        if not app.is_answering:
+            await pilot.pause()
+            return
+    raise AssertionError("the answer never ended")
+
+
+async def ask(app: ChatApp, pilot, text: str) -> None:
+    app.query_one(PromptArea).insert(text)
+    await pilot.press("enter")
+    await pilot.pause()
+
+
+def transcript(app: ChatApp) -> list[tuple[str, str]]:
+    shown = []
+    for widget in app.query_one("#transcript", VerticalScroll).children:
+        if isinstance(widget, AnswerText):
+            shown.append(("answer", widget.source))
+        elif isinstance(widget, Static):
+            shown.append((type(widget).__name__, str(widget.render())))
+    return shown
+
+
+def status(app: ChatApp) -> str:
+    return str(app.query_one("#status", Static).render())
+
+
+async def test_a_question_is_answered_with_the_tool_call_shown() -> None:
+    app = app_of(CALL)
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "What is 2+2?")
+        await settle(app, pilot)
+        assert transcript(app) == [
+            ("UserTurn", "What is 2+2?"),
+            ("answer", "Let me see: "),
+            ("ToolCall", "2+2 = 4"),
+            ("answer", " It is **4**."),
+        ]
+        assert status(app).startswith("demo/sft@10   ")
+        assert f"{app.session.context_used} / 512 tokens" in status(app)
+        assert "tok/s" in status(app)
+        assert app.query_one(PromptArea).text == ""
+
+
+async def test_escape_stops_the_answer_and_keeps_its_beginning() -> None:
+    app = app_of(["abcdef"], ["second"], pause_after=3)
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        model = app.session._engine.model
+        await asyncio.to_thread(model.paused.wait, 10)
+        await ask(app, pilot, "too early")
+        await pilot.press("escape")
+        model.resume.set()
+        await settle(app, pilot)
+        assert transcript(app) == [("UserTurn", "go"), ("answer", "abcd"), ("Static", "Stopped.")]
+        assert app.query_one(PromptArea).text == "too early"
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert transcript(app)[-1] == ("answer", "second")
+
+
+async def test_ctrl_r_replaces_the_answer() -> None:
+    app = app_of(["first"], ["second"])
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+r")
+        assert transcript(app) == []
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        await pilot.press("ctrl+r")
+        await settle(app, pilot)
+        assert transcript(app) == [("UserTurn", "go"), ("answer", "second")]
+
+
+async def test_ctrl_n_starts_a_new_conversation() -> None:
+    app = app_of(["first"])
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        await pilot.press("ctrl+n")
+        await pilot.pause()
+        assert transcript(app) == []
+        assert app.session.history.messages == ()
+        assert "0 / 512 tokens" in status(app)
+
+
+async def test_ctrl_s_saves_a_file_that_reads_back_and_never_overwrites_one(tmp_path: Path) -> None:
+    app = app_of(CALL, folder=tmp_path / "chats")
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+s")
+        assert not (tmp_path / "chats").exists()
+        await ask(app, pilot, "What is 2+2?")
+        await settle(app, pilot)
+        await pilot.press("ctrl+s")
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+    files = sorted((tmp_path / "chats").iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert parse_conversation(json.loads(file.read_text())) == app.session.history
+
+
+async def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    app = app_of(["ok"], folder=tmp_path / "file")
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert any("Not saved" in notification.message for notification in app._notifications)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n"])
+async def test_empty_input_is_ignored(text: str) -> None:
+    app = app_of(["ok"])
+    async with app.run_test() as pilot:
+        await ask(app, pilot, text)
+        assert transcript(app) == []
+
+
+async def test_what_the_user_types_is_never_markup_nor_control() -> None:
+    app = app_of(["[bold]ok[/bold] [@click=app.quit]x[/]"])
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "[red]a[/red] \u202e**b**")
+        await settle(app, pilot)
+        assert transcript(app)[0] == ("UserTurn", "[red]a[/red] **b**")
+
+
+async def test_tool_calls_are_never_markup() -> None:
+    app = app_of(
+        ["<|python_start|>", "'[red]'.count('r')", "<|python_end|>", "<|python_start|>", "[/]", "<|python_end|>"]
+    )
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        assert transcript(app)[1:] == [("ToolCall", "'[red]'.count('r') = 1"), ("ToolCall", "[/]")]
+
+
+async def test_ctrl_j_breaks_the_line() -> None:
+    app = app_of(["ok"])
+    async with app.run_test() as pilot:
+        await pilot.press("a", "ctrl+j", "b", "enter")
+        await settle(app, pilot)
+        assert transcript(app)[0] == ("UserTurn", "a\nb")
+
+
+async def test_errors_of_the_worker_reach_the_screen() -> None:
+    app = app_of(["ok"], context=50)
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "x" * 100)
+        await settle(app, pilot)
+        assert "send a shorter message" in transcript(app)[-1][1]
+        app.session._engine.model.scripts = []
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        assert transcript(app)[-1][1].startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize("key", ["ctrl+q", "ctrl+c"])
+async def test_quitting_in_the_middle_of_an_answer_ends_the_worker(key: str) -> None:
+    app = app_of(["abcdef"], pause_after=2)
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        model = app.session._engine.model
+        await asyncio.to_thread(model.paused.wait, 10)
+        await pilot.press(key)
+        model.resume.set()
+        await pilot.pause()
+    assert not app.is_running
+
+
+async def test_a_loaded_conversation_is_shown() -> None:
+    app = app_of(CALL)
+    list(app.session.send("What is 2+2?"))
+    async with app.run_test() as pilot:
+        await pilot.pause()
+        assert [kind for kind, _ in transcript(app)] == ["UserTurn", "answer", "ToolCall", "answer"]
+
+
+async def test_the_screen_can_be_drawn() -> None:
+    app = app_of(["# Title\n\n- one\n- two\n\n```python\nprint(1)\n```\n"])
+    async with app.run_test(size=(90, 30)) as pilot:
+        await ask(app, pilot, "Show me")
+        await settle(app, pilot)
+        svg = app.export_screenshot()
+    assert "Title" in svg and app.query(UserTurn) is not None and not list(app.query(ToolCall))

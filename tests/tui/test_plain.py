@@ -1,0 +1,110 @@
+import pytest
+
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.session import ChatSession, Piece
+from nanochat.errors import UsageError
+from nanochat.tui.plain import answer_once, join_prompt, run_plain, write_answer
+from tests.engine.fakes import ByteTokenizer, ScriptedModel
+
+CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is 4."]
+
+
+def session_of(*scripts: list[str], context: int = 512) -> ChatSession:
+    params = SamplingParams(temperature=0, max_new_tokens=64)
+    return ChatSession(ScriptedModel(*scripts, context=context), ByteTokenizer(), params=params)
+
+
+class Terminal:
+    """Lines to read, of which an exception is raised; what was written and noted."""
+
+    def __init__(self, *lines: str | type[BaseException]) -> None:
+        self.lines = list(lines)
+        self.output, self.notes = "", []
+
+    def read(self, prompt: str) -> str:
+        line = self.lines.pop(0) if self.lines else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def write(self, text: str) -> None:
+        self.output += text
+
+    def run(self, session: ChatSession) -> int:
+        return run_plain(session, self.read, self.write, self.notes.append)
+
+
+def test_lines_are_answered_until_the_input_ends() -> None:
+    terminal = Terminal("Hi", "", "  ", "What is 2+2?")
+    session = session_of(["Hello."], CALL)
+    assert terminal.run(session) == 0
+    assert terminal.output == "Hello.\nLet me see: [2+2 = 4] It is 4.\n\n"
+    assert len(session.history.messages) == 4
+
+
+@pytest.mark.parametrize("ending", ["/quit", "/exit", EOFError, KeyboardInterrupt])
+def test_every_way_out_exits_with_0(ending) -> None:
+    assert Terminal(ending).run(session_of(["x"])) == 0
+
+
+def test_ctrl_c_stops_the_answer_and_the_loop_goes_on() -> None:
+    session = session_of(["abcdef"], ["second"])
+    terminal = Terminal("one", "two")
+    wrote = terminal.write
+
+    def write(text: str) -> None:
+        wrote(text)
+        if terminal.output == "abc":
+            raise KeyboardInterrupt
+
+    terminal.write = write
+    assert terminal.run(session) == 0
+    assert terminal.output == "abc\nsecond\n\n"
+    assert terminal.notes == ["Stopped."]
+    assert [m.text for m in session.history.messages] == ["one", "abc", "two", "second"]
+
+
+def test_commands_start_over_and_answer_again() -> None:
+    session = session_of(["first"], ["second"], ["third"])
+    terminal = Terminal("/again", "one", "/again", "/new", "/help", "two", "/etc is a folder")
+    terminal.run(session)
+    assert terminal.output == "first\nsecond\nthird\nfirst\n\n"
+    assert terminal.notes[:2] == ["There is nothing to answer again.", "New conversation."]
+    assert [m.text for m in session.history.messages] == ["two", "third", "/etc is a folder", "first"]
+
+
+def test_an_error_of_the_user_is_said_and_the_loop_goes_on() -> None:
+    terminal = Terminal("x" * 100, "short")
+    assert terminal.run(session_of(["ok"], context=50)) == 0
+    assert "the context is 50 (send a shorter message)" in terminal.notes[0]
+    assert terminal.output == "ok\n\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ([("text", "a"), ("text", "b\n")], "ab\n"),
+        ([("python", "2+2"), ("python_output", "4")], "[2+2 = 4]\n"),
+        ([("python", "2+"), ("text", "?")], "[2+]?\n"),
+        ([("python", "2+"), ("python", "1"), ("python_output", "1")], "[2+][1 = 1]\n"),
+        ([("python", "2+")], "[2+]\n"),
+        ([], "\n"),
+    ],
+)
+def test_tool_calls_are_written_in_brackets(pieces: list, text: str) -> None:
+    terminal = Terminal()
+    write_answer([Piece(*piece) for piece in pieces], terminal.write)
+    assert terminal.output == text
+
+
+def test_one_shot_answers_a_prompt_with_piped_text_below_it() -> None:
+    session, terminal = session_of(["ok"]), Terminal()
+    answer_once(session, "Summarise:", "a text\n", terminal.write, terminal.notes.append)
+    assert terminal.output == "ok\n"
+    assert session.history.messages[0].text == "Summarise:\n\na text"
+    assert [join_prompt("a", ""), join_prompt("", "b\n")] == ["a", "b"]
+
+
+def test_one_shot_leaves_errors_to_its_caller() -> None:
+    with pytest.raises(UsageError):
+        answer_once(session_of(["ok"], context=50), "x" * 100, "", lambda text: None, lambda text: None)
