@@ -23,14 +23,14 @@ from nanochat.stages.mid import run_mid
 from nanochat.stages.sft import run_sft
 from nanochat.stages.tokenizer import run_tokenizer
 
-STAGES = ("tokenizer", "base", "mid", "sft", "evaluate")
+RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft}
 SCORES = ("all", "bpb", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m nanochat.stages", description="Run one stage of a run.")
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=(*RUN_STAGE, "evaluate"))
     parser.add_argument("settings", type=Path, help="the run's settings.json")
     parser.add_argument(
         "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose model (default: the furthest)"
@@ -65,9 +65,7 @@ def _run(options: argparse.Namespace, display: Display) -> int:
                 run_evaluate(job, display, options.of, options.score)
                 return 0
             with lock_run(run) if world.is_main else contextlib.nullcontext():
-                {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft}[options.stage](
-                    job, display
-                )
+                RUN_STAGE[options.stage](job, display)
         return 0
     finally:
         world.close()
@@ -84,7 +82,7 @@ def _memory_errors(settings: Settings, world: World):
             raise
         rows = settings.batch.device_batch_size
         raise CapacityError(
-            f"out of memory on {world.device} with batch.device_batch_size = {rows} and model.depth = {settings.model.depth}",
+            f"out of memory on {world.device} at batch.device_batch_size = {rows}, depth {settings.model.depth}",
             f"--set batch.device_batch_size={max(1, rows // 2)} (the tokens of a step stay the same)",
         ) from error
 

@@ -75,4 +75,5 @@ def build_config(job: Job, tokenizer: Tokenizer) -> GPTConfig:
 
 def iter_validation(folder: Path, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:
     """One pass over the validation documents, the same on every rank."""
-    return iter(PretrainLoader(folder, "val", tokenizer, rows, context, 0, 1))
+    with PretrainLoader(folder, "val", tokenizer, rows, context) as loader:
+        yield from loader

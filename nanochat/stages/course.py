@@ -37,6 +37,9 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
     def __next__(self) -> Batch: ...
     def cursor(self) -> dict: ...
+    def close(self) -> None: ...
+
+    resumed_exactly: bool
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,16 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         paths.result.unlink(missing_ok=True)
     world.barrier()
     state.best = min((r["val_bpb"] for r in metrics.read() if r.get("val_bpb") is not None), default=None)
-    loader = course.open_loader(state.cursor)
+    cursors = (state.cursor or {}).get("ranks")
+    loader = course.open_loader(cursors[min(world.rank, len(cursors) - 1)] if cursors else None)
+    if not loader.resumed_exactly:
+        display.say("the number of devices or the data changed: the data goes on at about the same place, not exactly")
     loss, compiled = _compile_loss(job, model, display)
     _announce(job, course, model, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
-    def microbatches(state: TrainState) -> list[Batch]:
-        batches = list(islice(loader, course.num_microbatches))
-        state.cursor = loader.cursor()
-        return batches
+    def microbatches() -> list[Batch]:
+        return list(islice(loader, course.num_microbatches))
 
     def save(state: TrainState) -> None:
         if state.step in paths.steps():
@@ -103,6 +107,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             "nanochat_version": nanochat.__version__,
             "source": course.source,
         }
+        state.cursor = {"ranks": world.all_gather(loader.cursor())}
         save_checkpoint(
             paths,
             state.step,
@@ -164,8 +169,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     )
     if state.step >= course.num_steps:
         display.say(f"{course.stage} already has its {course.num_steps} steps")
-    state = train(recipe, state, world, log)
-    display.finish()
+    try:
+        state = train(recipe, state, world, log)
+    finally:
+        loader.close()
+        display.finish()
     return _write_result(job, course, state, metrics, compiled)
 
 

@@ -52,13 +52,23 @@ def run_finetune(
             cursor=cursor,
         )
 
-    batches = open_loader().num_batches_per_epoch
+    with open_loader() as probe:
+        batches = probe.num_batches_per_epoch
     plan = plan_finetune(job.settings, stage, world.world_size, batches, config)
     loaders: list[FinetuneLoader] = []
 
     def open_training(cursor: dict | None) -> Loader:
         loaders.append(open_loader(cursor))
         return loaders[-1]
+
+    def describe_data() -> dict[str, Any]:
+        counts = loaders[-1].counts
+        if counts.dropped or counts.truncated:
+            display.say(
+                f"of {counts.total:,} conversations {counts.dropped:,} were dropped, {counts.truncated:,} truncated: "
+                f"longer than the context of {config.context}"
+            )
+        return {"conversations": len(conversations), "counts": asdict(counts)}
 
     course = Course(
         stage=stage,
@@ -72,7 +82,7 @@ def run_finetune(
         open_loader=open_training,
         validation=lambda: iter_validation(job, settings, tokenizer, config),
         sample=lambda model: sample_answers(model, tokenizer),
-        describe_data=lambda: {"conversations": len(conversations), "counts": loaders[-1].counts if loaders else {}},
+        describe_data=describe_data,
         source=str(source),
     )
     return run_course(job, course, display)
@@ -100,4 +110,5 @@ def iter_validation(job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, 
     loader = FinetuneLoader(
         examples, tokenizer, job.settings.batch.device_batch_size, config.context, seed=0, overlong="truncate"
     )
-    return islice(loader, loader.num_batches_per_epoch)
+    with loader:
+        yield from islice(loader, loader.num_batches_per_epoch)

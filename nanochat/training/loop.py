@@ -48,7 +48,7 @@ class TrainState:
     skipped: int = 0
     """Steps not taken because the loss or the gradient was not finite."""
     cursor: dict | None = None
-    """Where the data goes on."""
+    """Where the data goes on; set when the state is saved."""
     rng: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Event:
 class Recipe:
     """What differs between stages.
 
-    microbatches: this rank's micro-batches of the next step; it moves state.cursor.
+    microbatches: this rank's micro-batches of the next step.
     loss: summed nats of one micro-batch over its targets, a float32 scalar.
     save: write a checkpoint of the state; used where the loop must stop between events.
     """
@@ -96,7 +96,7 @@ class Recipe:
     name: str
     model: nn.Module
     optimizer: MuonAdamW
-    microbatches: Callable[[TrainState], Sequence[Batch]]
+    microbatches: Callable[[], Sequence[Batch]]
     loss: Callable[[Tensor, Tensor], Tensor]
     num_steps: int
     warmup: float
@@ -143,9 +143,10 @@ def train(recipe: Recipe, state: TrainState, world: World, log: Callable[[dict],
                 log(_record(recipe, state, outcome, seconds, world))
             if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 recipe.save(state)
+                first = state.step - MAX_SKIPPED_IN_A_ROW + 1
                 raise NumericalError(
                     f"{recipe.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                    f"(steps {state.step - MAX_SKIPPED_IN_A_ROW + 1} to {state.step}); the weights before them are saved",
+                    f"(steps {first} to {state.step}); the weights before them are saved",
                     f"nanochat config show, then try again with half of {recipe.name}.matrix_lr",
                 )
             _run_events(recipe, state)
@@ -172,7 +173,7 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
         group["lr"] = group["base_lr"] * lr
         if group["kind"] == "muon":
             group["momentum"] = muon_momentum(state.step)
-    batches = recipe.microbatches(state)
+    batches = recipe.microbatches()
     counts = torch.tensor(
         [sum(int((batch.targets != IGNORED).sum()) for batch in batches), sum(batch.ids.numel() for batch in batches)],
         dtype=torch.float64 if world.device.type != "mps" else torch.float32,
