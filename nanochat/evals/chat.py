@@ -198,7 +198,7 @@ def show_parts(parts: Sequence[Part]) -> str:
         if part.kind == "python":
             shown += f"[{part.text}]"
         elif part.kind == "python_output":
-            shown = f"{shown.removesuffix(']')} -> {part.text}]"
+            shown = f"{shown[:-1]} -> {part.text}]" if shown.endswith("]") else f"{shown}[-> {part.text}]"
         else:
             shown += part.text
     return shown
