@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from nanochat.engine.engine import Engine, generate
+from nanochat.engine.kv_cache import KVCache
+from nanochat.engine.sampling import SamplingParams
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+
+
+def random_gpt(n_kv_head: int, dtype: torch.dtype = torch.float32) -> GPT:
+    """A GPT whose output projections are not the zeros that training starts from."""
+    model = GPT(GPTConfig(n_layer=3, n_embd=32, n_head=4, n_kv_head=n_kv_head, context=48, vocab_size=97))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+    model.compute_dtype = dtype
+    return model
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+@torch.no_grad()
+def test_every_cached_logit_equals_the_naive_forward(n_kv_head: int) -> None:
+    model = random_gpt(n_kv_head)
+    ids = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(2))
+    expected = model(ids)  # (3, 40, V)
+    cache = KVCache(3, n_kv_head, 8, num_rows=4, max_context=48, dtype=torch.float32, device=torch.device("cpu"))
+    lengths = [5, 17, 1]
+    for row, length in enumerate(lengths):
+        first = length // 2  # in two parts, the second after what the first left
+        if first:
+            model.hidden(ids[row : row + 1, :first], cache.prefill(row, 0, first))
+        logits = model(ids[row : row + 1, first:length], cache.prefill(row, first, length - first))
+        torch.testing.assert_close(logits[0], expected[row, first:length], atol=1e-4, rtol=1e-4)
+    for _ in range(20):
+        last = torch.stack([ids[row, length] for row, length in enumerate(lengths)])[:, None]
+        logits = model(last, cache.decode(lengths))[:, 0]
+        wanted = torch.stack([expected[row, length] for row, length in enumerate(lengths)])
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        lengths = [length + 1 for length in lengths]
+
+
+@torch.no_grad()
+def test_greedy_answers_equal_the_naive_loop() -> None:
+    model = random_gpt(2)
+    prompts = [[1], [5, 6, 7], list(range(30))]
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(10):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        expected.append(ids[len(prompt) :])
+    assert generate(Engine(model, 2), prompts, SamplingParams(temperature=0, max_new_tokens=10)) == expected
+
+
+def test_the_cache_has_the_type_that_the_model_computes_in() -> None:
+    model = random_gpt(4, torch.bfloat16)
+    engine = Engine(model, 2)
+    assert engine.cache.keys.dtype == torch.bfloat16
+    assert engine.cache.num_bytes == 2 * 2 * 3 * 2 * 4 * 48 * 8
+    assert [len(a) for a in generate(engine, [[1], [2, 3]], SamplingParams(max_new_tokens=5))] == [5, 5]
