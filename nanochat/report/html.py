@@ -10,6 +10,7 @@ from nanochat.report.sections import (
     fact_table,
     format_score,
     last_samples,
+    sample_gap,
     score_table,
     settings_table,
     stage_facts,
@@ -123,8 +124,9 @@ def _stage(stage: StageReport) -> str:
         step = samples[0].step
         if step is not None:
             parts.append(f'<p class="none">After step {step:,}; the prompt is in bold.</p>')
+        gap = sample_gap(stage)
         for sample in samples:
-            parts.append(f'<pre class="sample"><b>{_text(sample.prompt)}</b>{_text(sample.text)}</pre>')
+            parts.append(f'<pre class="sample"><b>{_text(sample.prompt)}</b>{gap}{_text(sample.text)}</pre>')
     parts += [_details(title, _table(table)) for title, table in stage_facts(stage)]
     return "\n".join(part for part in parts if part)
 

@@ -9,6 +9,7 @@ from nanochat.report.sections import (
     fact_table,
     format_score,
     last_samples,
+    sample_gap,
     score_table,
     settings_table,
     stage_facts,
@@ -72,7 +73,12 @@ def _stage(stage: StageReport) -> list[str]:
         lines += [f"### Samples of {escape(stage.name)}", ""]
         for sample in samples:
             step = "" if sample.step is None else f" (step {sample.step:,})"
-            lines += [f"Prompt: {escape(sample.prompt)}{step}", "", *_block(sample.prompt + sample.text), ""]
+            lines += [
+                f"Prompt: {escape(sample.prompt)}{step}",
+                "",
+                *_block(sample.prompt + sample_gap(stage) + sample.text),
+                "",
+            ]
     return lines
 
 

@@ -125,6 +125,11 @@ def format_seconds(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def sample_gap(stage: StageReport) -> str:
+    """What stands between a prompt and its sample: base goes on with the text, later stages answer it."""
+    return "" if stage.name == "base" else "\n"
+
+
 def last_samples(stage: StageReport, limit: int = 8) -> tuple:
     """The samples of the stage's last sampled step, at most `limit`."""
     steps = [sample.step for sample in stage.samples if sample.step is not None]
