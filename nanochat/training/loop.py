@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nanochat.data.batch import IGNORED
 from nanochat.errors import NumericalError, StoppedError
-from nanochat.model.optim import MuonAdamW, clip_grad_norm
+from nanochat.model.optim import MuonAdamW
 from nanochat.runtime import World
 from nanochat.training.metrics import smooth
 from nanochat.training.schedule import lr_multiplier, muon_momentum
 
 MAX_SKIPPED_IN_A_ROW = 3
-IGNORED = -1
 
 
 class Batch(Protocol):
@@ -190,9 +190,12 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
         loss.backward()
         total += loss.detach()
     mean = world.all_reduce_sum(total).item()
-    grad_norm = float(clip_grad_norm(recipe.model.parameters(), recipe.grad_clip))
+    optimizer.reduce_gradients()
+    grad_norm = optimizer.grad_norm().item()
     finite = math.isfinite(mean) and math.isfinite(grad_norm)
     if finite:
+        if grad_norm > recipe.grad_clip:
+            optimizer.scale_gradients(recipe.grad_clip / grad_norm)
         optimizer.step()
     recipe.model.zero_grad(set_to_none=True)
     return _Outcome(mean, grad_norm, lr, num_tokens, not finite)
