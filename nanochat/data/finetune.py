@@ -261,9 +261,9 @@ class _Source:
                 place = replace(place, epoch=place.epoch + 1, start=0)
 
 
-def _iter_batches(source: _Source, place: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
+def _iter_batches(source: _Source, start: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
     rows, masks = [], []
-    for row, learnt, place in source.iter_rows(place):
+    for row, learnt, place in source.iter_rows(start):
         rows.append(row)
         masks.append(learnt)
         if len(rows) == num_rows:

@@ -64,7 +64,7 @@ class _Pool:
 def pack_documents(
     documents: Sequence[np.ndarray], row_tokens: int, bos_id: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Fill rows completely. documents: int32 arrays that start with bos. Returns rows (N, row_tokens) int32 and the rest.
+    """Fill rows completely. documents: int32 arrays, bos first. Returns rows (N, row_tokens) int32 and the rest.
 
     A row starts with the oldest document left and takes the largest ones that fit; the gap that remains takes the
     start of the longest, whose remainder goes to a later row behind a bos of its own. A gap of one token takes a bos.

@@ -206,9 +206,9 @@ def _share_out(groups: list[RowGroup], rank: int, world_size: int) -> list[_Part
     return [_Part(groups[index], rank // len(groups) % sharers, sharers)]
 
 
-def _iter_train_batches(source: _Source, place: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
+def _iter_train_batches(source: _Source, start: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
     rows = []
-    for row, place in source.iter_train_rows(place):
+    for row, place in source.iter_train_rows(start):
         rows.append(row)
         if len(rows) == num_rows:
             yield build_batch(np.stack(rows)), place

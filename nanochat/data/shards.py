@@ -121,7 +121,7 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     group_documents: int = GROUP_DOCUMENTS,
 ) -> Manifest:
-    """Write documents as the split of a data set, in order, in place of what the split held before; return the manifest.
+    """Write documents, in order, as a split of a data set, in place of what the split held; return the manifest.
 
     The folder is made where needed. Until the manifest is replaced, at the end, the old data set stays whole.
     Empty documents are written as they come.

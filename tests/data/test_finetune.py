@@ -1,0 +1,188 @@
+import json
+from itertools import islice
+
+import pytest
+import torch
+
+from nanochat.conversation import Conversation, assistant, user
+from nanochat.data.finetune import Counts, FinetuneLoader
+from nanochat.errors import DataError, UsageError
+from nanochat.tasks.catalog import build_mixture
+from tests.fakes import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+END = TOKENIZER.special_ids["<|assistant_end|>"]
+
+
+def talk(number: int, length: int = 3) -> Conversation:
+    return Conversation((user(f"say {number}"), assistant(f"<{number}>" + "x" * length)))
+
+
+TALKS = [talk(index, index * 5 % 23) for index in range(90)]
+
+
+def build(conversations=TALKS, rows: int = 2, context: int = 96, **options) -> FinetuneLoader:
+    return FinetuneLoader(conversations, TOKENIZER, rows, context, **options)
+
+
+def learnt(batch) -> str:
+    """What the assistant says in a batch, with its delimiters."""
+    return TOKENIZER.decode([token for token in batch.targets.flatten().tolist() if token >= 0])
+
+
+def test_exactly_what_the_assistant_says_is_learnt() -> None:
+    conversation = Conversation((user("hi"), assistant("a", ("python", "1+1"), ("python_output", "2"), "b")))
+    with build([conversation], rows=1, context=50) as loader:
+        batch = next(loader)
+    once = "a<|python_start|>1+1<|python_end|>b<|assistant_end|>"
+    assert learnt(batch) == once * 2
+    assert TOKENIZER.decode(batch.ids[0].tolist()).startswith("<|bos|><|user_start|>hi<|user_end|><|assistant_start|>a")
+
+
+def test_targets_are_the_next_tokens_and_padding_is_bos() -> None:
+    with build(context=64) as loader:
+        for batch in islice(loader, 20):
+            assert batch.ids.shape == batch.targets.shape == (2, 64)
+            assert batch.ids.dtype == batch.targets.dtype == torch.int64
+            kept = batch.targets[:, :-1] != -1
+            assert torch.equal(batch.targets[:, :-1][kept], batch.ids[:, 1:][kept])
+            for ids in batch.ids.tolist():
+                assert ids[0] == TOKENIZER.bos_id
+
+
+def test_an_epoch_holds_every_conversation_whole_and_once() -> None:
+    said = ""
+    with build() as loader:
+        for batch in loader:
+            said += learnt(batch)
+            if loader.epoch:
+                break
+        assert loader.counts.total >= 90 and loader.counts.dropped == loader.counts.truncated == 0
+    for index in range(90):
+        whole = f"<{index}>" + "x" * (index * 5 % 23) + "<|assistant_end|>"
+        assert whole in said
+    with build(context=4096) as loader:  # rows longer than an epoch
+        said = learnt(next(loader))
+    assert all(f"<{index}>" in said for index in range(90))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 33])
+def test_resume_continues_bit_for_bit(stop: int) -> None:
+    options = {"rank": 1, "world_size": 2, "seed": 3}
+    with build(**options) as loader:
+        whole = [torch.stack(tuple(batch)) for batch in islice(loader, stop + 30)]
+        counts = loader.counts
+    with build(**options) as loader:
+        for _ in islice(loader, stop):
+            pass
+        cursor = json.loads(json.dumps(loader.cursor()))
+    with build(**options, cursor=cursor) as loader:
+        assert loader.resumed_exactly and loader.cursor() == cursor
+        rest = [torch.stack(tuple(batch)) for batch in islice(loader, 30)]
+        assert loader.counts == counts
+    assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=True))
+
+
+def test_the_seed_decides_the_order_and_epochs_differ() -> None:
+    def order(seed: int) -> str:
+        with build(seed=seed) as loader:
+            return "".join(learnt(batch) for batch in islice(loader, 60))
+
+    assert order(1) == order(1) != order(2)
+    once = order(1)
+    first = once.find("<7>")
+    assert once[first : first + 40] not in once[first + 40 :]
+
+
+def test_ranks_share_the_conversations() -> None:
+    said = []
+    for rank in range(3):
+        with build(rank=rank, world_size=3, rows=1) as loader:
+            text = ""
+            for batch in loader:
+                if loader.epoch:
+                    break
+                text += learnt(batch)
+        said.append({index for index in range(90) if f"<{index}>" in text})
+    assert not said[0] & said[1] and not said[0] & said[2] and not said[1] & said[2]
+
+
+def test_one_conversation_feeds_every_rank() -> None:
+    for rank in range(3):
+        with build([talk(1)], rank=rank, world_size=3) as loader:
+            assert "<1>" in learnt(next(loader))
+
+
+def test_long_conversations_are_truncated_and_counted() -> None:
+    with build([talk(1, 500)], context=40, overlong="truncate") as loader:
+        batch = next(loader)
+        assert learnt(batch).startswith("<1>xxx") and END not in batch.targets
+        assert loader.counts.truncated == loader.counts.total > 0
+
+
+def test_long_conversations_are_dropped_and_counted() -> None:
+    with build([talk(1, 500), talk(2)], context=40, overlong="drop") as loader:
+        for batch in islice(loader, 10):
+            assert "<1>" not in learnt(batch)
+        assert loader.counts.dropped * 2 == loader.counts.total
+
+
+def test_long_conversations_are_an_error_on_request() -> None:
+    with build([talk(1, 500)], context=40, overlong="error") as loader:
+        with pytest.raises(DataError, match="more than the context of 40"):
+            next(loader)
+    with build([talk(1, 500)], context=40, overlong="drop") as loader:
+        with pytest.raises(DataError, match="all 1 conversations"):
+            next(loader)
+
+
+def test_a_row_without_anything_to_learn_is_legal() -> None:
+    long = Conversation((user("x" * 500), assistant("y")))
+    with build([long], context=40) as loader:
+        batch = next(loader)
+    assert (batch.targets == -1).all()
+
+
+def test_a_conversation_of_exactly_a_row_is_whole() -> None:
+    conversation = talk(1)
+    from nanochat.tokenizer.chat import render
+
+    ids, _ = render(TOKENIZER, conversation)  # pyright: ignore
+    with build([conversation], context=len(ids) - 1) as loader:
+        assert learnt(next(loader)) == "<1>xxx<|assistant_end|>" * 2
+        assert loader.counts == Counts(2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_plan_is_what_an_epoch_takes(world_size: int) -> None:
+    conversations = TALKS * 12
+    for rank in range(world_size):
+        with build(conversations, rank=rank, world_size=world_size) as loader:
+            planned = loader.num_batches_per_epoch
+            taken = sum(1 for _ in iter(lambda: next(loader) and loader.epoch, 1))
+        assert taken == pytest.approx(planned, rel=0.03)
+
+
+def test_nothing_to_learn_from_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no conversation"):
+        build([])
+
+
+def test_another_number_of_ranks_resumes_at_about_the_same_place_and_says_so() -> None:
+    with build(rank=0, world_size=2) as loader:
+        next(loader)
+        cursor = loader.cursor()
+    with build(rank=0, world_size=1, cursor=cursor) as loader:
+        assert not loader.resumed_exactly and loader.epoch == cursor["epoch"]
+        next(loader)
+
+
+@pytest.mark.parametrize("cursor", [{}, {"version": 2}, {"version": 1, "epoch": "x"}])
+def test_a_broken_cursor_is_said(cursor: dict) -> None:
+    with pytest.raises(DataError, match="cursor"):
+        build(cursor=cursor)
+
+
+def test_a_mixture_of_tasks_is_a_list_of_conversations() -> None:
+    with build(build_mixture(["letters:50", "arithmetic:50", "identity"]), context=256) as loader:
+        assert "<|assistant_end|>" in learnt(next(loader))

@@ -1,0 +1,187 @@
+import json
+import threading
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.data.pretrain import PretrainLoader
+from nanochat.data.shards import write_shards
+from nanochat.errors import DataError, UsageError
+from tests.fakes import ByteTokenizer
+
+TEXTS = [f"<{index}>" + "abc"[index % 3] * (index * 7 % 60) for index in range(120)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_shards(tmp_path, TEXTS, "train", shard_bytes=1_500, group_documents=10)
+    write_shards(tmp_path, TEXTS[:50], "val", group_documents=10)
+    return tmp_path
+
+
+def read(loader: PretrainLoader, num_batches: int) -> list[torch.Tensor]:
+    with loader:
+        return [torch.stack(tuple(batch)) for batch in islice(loader, num_batches)]
+
+
+def documents_in(rows: list[torch.Tensor]) -> str:
+    """The bytes of many rows, documents split at bos."""
+    return ByteTokenizer().decode(torch.cat([batch[0].flatten() for batch in rows]).tolist())
+
+
+def test_targets_are_the_next_tokens(dataset: Path) -> None:
+    for batch in read(PretrainLoader(dataset, "train", ByteTokenizer(), rows=3, context=32), 5):
+        assert batch.shape == (2, 3, 32) and batch.dtype == torch.int64
+        assert torch.equal(batch[0, :, 1:], batch[1, :, :-1])
+        assert (batch[0, :, 0] == ByteTokenizer.bos_id).all()
+
+
+def test_an_epoch_holds_every_token_of_every_document(dataset: Path) -> None:
+    tokens: list[int] = []
+    with PretrainLoader(dataset, "train", ByteTokenizer(), rows=1, context=32) as loader:
+        for batch in loader:
+            if loader.epoch:
+                break
+            tokens += [*batch.ids[0].tolist(), int(batch.targets[0, -1])]
+        assert loader.dropped_share == 0
+    expected = sorted("".join(TEXTS).encode())
+    seen = sorted(token for token in tokens if token < 256)
+    assert len(expected) - 33 < len(seen) <= len(expected)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 7, 40])
+def test_resume_continues_bit_for_bit(dataset: Path, stop: int) -> None:
+    def build(cursor: dict | None = None) -> PretrainLoader:
+        return PretrainLoader(
+            dataset, "train", ByteTokenizer(), rows=3, context=32, rank=1, world_size=3, cursor=cursor
+        )
+
+    whole = read(build(), stop + 30)
+    with build() as loader:
+        for _ in islice(loader, stop):
+            pass
+        cursor = json.loads(json.dumps(loader.cursor()))
+        epoch = loader.epoch
+    with build(cursor) as loader:
+        assert loader.resumed_exactly and loader.epoch == epoch and loader.cursor() == cursor
+        rest = [torch.stack(tuple(batch)) for batch in islice(loader, 30)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=True))
+
+
+def test_ranks_share_the_documents(dataset: Path) -> None:
+    texts = []
+    for rank in range(3):
+        with PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32, rank, 3) as loader:
+            rows = []
+            for batch in loader:
+                if loader.epoch:
+                    break
+                rows.append(torch.stack(tuple(batch)))
+        texts.append({name for index in range(120) if (name := f"<{index}>") in documents_in(rows)})
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+    assert len(texts[0] | texts[1] | texts[2]) > 100
+
+
+@pytest.mark.parametrize("rank", range(5))
+def test_a_rank_without_a_row_group_shares_one(tmp_path: Path, rank: int) -> None:
+    write_shards(tmp_path, [f"<{index}>" for index in range(4)], "train", group_documents=2)
+    text = documents_in(read(PretrainLoader(tmp_path, "train", ByteTokenizer(), 2, 16, rank, 5), 2))
+    # Group 0 has documents 0 and 1 for ranks 0, 2 and 4; group 1 has 2 and 3 for ranks 1 and 3.
+    assert {char for char in text if char.isdigit()} == {("0", "2", "1", "3", "0")[rank]}
+
+
+def test_one_tiny_document_repeats(tmp_path: Path) -> None:
+    write_shards(tmp_path, ["hi"], "train")
+    with PretrainLoader(tmp_path, "train", ByteTokenizer(), rows=2, context=8) as loader:
+        batch = next(loader)
+        assert loader.epoch > 0
+    assert ByteTokenizer().decode(batch.ids[0].tolist()) == "<|bos|>hi<|bos|>hi<|bos|>h"
+
+
+def test_a_document_longer_than_many_rows_continues(tmp_path: Path) -> None:
+    text = "".join(map(str, range(100)))
+    write_shards(tmp_path, [text], "val")
+    rows = read(PretrainLoader(tmp_path, "val", ByteTokenizer(), rows=1, context=16), 99)
+    tokens = [token for row in rows for token in (*row[0, 0].tolist(), int(row[1, 0, -1])) if 0 <= token < 256]
+    assert bytes(tokens).decode() == text
+
+
+def collect_validation(dataset: Path, rows: int, world_size: int, max_tokens: int | None) -> list[tuple[int, ...]]:
+    """All scored (input, target) rows, over all ranks."""
+    found = []
+    counts = set()
+    for rank in range(world_size):
+        batches = read(
+            PretrainLoader(dataset, "val", ByteTokenizer(), rows, 32, rank, world_size, max_tokens=max_tokens), 999
+        )
+        counts.add(len(batches))
+        for batch in batches:
+            for ids, targets in zip(batch[0], batch[1], strict=True):
+                scored = targets != -1
+                if scored.any():
+                    found.append((*ids[scored].tolist(), *targets[scored].tolist()))
+    assert len(counts) == 1  # every rank makes the same number of steps, or a collective would hang
+    return sorted(found)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 33, 500])
+@pytest.mark.parametrize(("rows", "world_size"), [(4, 1), (1, 3), (2, 4), (64, 2)])
+def test_validation_scores_the_same_tokens_on_any_number_of_ranks(
+    dataset: Path, rows: int, world_size: int, max_tokens: int | None
+) -> None:
+    expected = collect_validation(dataset, 1, 1, max_tokens)
+    assert collect_validation(dataset, rows, world_size, max_tokens) == expected
+    if max_tokens:
+        assert sum(len(row) // 2 for row in expected) == max_tokens
+
+
+def test_validation_scores_every_byte_once(dataset: Path) -> None:
+    batches = read(PretrainLoader(dataset, "val", ByteTokenizer(), 3, 32), 999)
+    targets = torch.cat([batch[1].flatten() for batch in batches])
+    assert sorted(targets[(targets >= 0) & (targets < 256)].tolist()) == sorted("".join(TEXTS[:50]).encode())
+
+
+def test_another_number_of_ranks_resumes_at_about_the_same_place_and_says_so(dataset: Path) -> None:
+    with PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32, 0, 2) as loader:
+        for _ in islice(loader, 40):
+            pass
+        cursor = loader.cursor()
+    with PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32, 0, 1, cursor=cursor) as loader:
+        assert not loader.resumed_exactly
+        assert loader.epoch == cursor["epoch"] and loader.cursor()["position"] == 2 * cursor["position"]
+
+
+def test_errors_of_the_thread_reach_the_caller(dataset: Path) -> None:
+    before = threading.active_count()
+    loader = PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32)
+    loader.close()
+    (dataset / "shard_00000.parquet").write_bytes((dataset / "shard_00000.parquet").read_bytes()[:200])
+    with pytest.raises(DataError, match="shard_00000"):
+        PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32)
+
+    class Broken(ByteTokenizer):
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            raise RuntimeError("no tokens today")
+
+    loader = PretrainLoader(dataset, "val", Broken(), 1, 32)
+    with pytest.raises(RuntimeError, match="no tokens today"):
+        next(loader)
+    loader.close()
+    assert threading.active_count() == before
+
+
+def test_text_that_is_all_empty_is_said(tmp_path: Path) -> None:
+    write_shards(tmp_path, ["", ""], "train")
+    with PretrainLoader(tmp_path, "train", ByteTokenizer(), 1, 8) as loader:
+        with pytest.raises(DataError, match="no text"):
+            next(loader)
+
+
+@pytest.mark.parametrize("cursor", [{}, {"version": 2}, {"version": 1, "epoch": "x"}])
+def test_a_broken_cursor_is_said(dataset: Path, cursor: dict) -> None:
+    with pytest.raises(DataError, match="cursor"):
+        PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32, cursor=cursor)
+    with pytest.raises(UsageError, match="one pass"):
+        PretrainLoader(dataset, "val", ByteTokenizer(), 1, 32, cursor=cursor)
