@@ -1,0 +1,100 @@
+"""The decoder-only Transformer. Knows tensors only: not how it is trained, where it runs or what its ids mean.
+
+The architecture is the one that transformers ships as `NanoChatForCausalLM`; see hf.py for its names.
+
+Legend: B batch, T tokens, C width, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.model.attention import Attention, Cache, Linear, build_rotation, normalize
+from nanochat.model.config import GPTConfig
+from nanochat.model.loss import capped_logits, softcap_cross_entropy, softcap_token_nll
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, with squared ReLU (So et al. 2021); the output projection starts at zero."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normalised stream and added to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        x = x + self.attention(normalize(x), rotation, cache)
+        return x + self.mlp(normalize(x))
+
+
+class GPT(nn.Module):
+    """Ids to logits. Weights are float32; `compute_dtype` is the type of the activations."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.head = Linear(config.n_embd, config.padded_vocab_size)
+
+    def init_weights(self, seed: int) -> None:
+        """Set every weight from one seed, the same on every machine with this torch version.
+
+        Linear layers are normal with std 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) (Yang et al. 2023), the
+        embedding has std 1; the head and both output projections are zero.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith(("head.weight", "out.weight", "down.weight")):
+                    parameter.zero_()
+                    continue
+                fan_out, fan_in = parameter.shape
+                std = 1.0 if name == "embedding.weight" else min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+                parameter.copy_(torch.randn(fan_out, fan_in, generator=generator) * std)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's rows of real ids, (V, C) float32: padding takes no part in the softmax."""
+        return self.head.weight[: self.config.vocab_size]
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Final normalised states (B, T, C) in compute_dtype of ids (B, T) int64."""
+        positions = torch.arange(ids.size(1), device=ids.device)[None] if cache is None else cache.positions
+        x = normalize(self.embedding(ids).to(self.compute_dtype))
+        rotation = build_rotation(positions, self.config.head_dim, self.config.rope_base, x.dtype)
+        for block in self.blocks:
+            x = block(x, rotation, cache)
+        return normalize(x)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) float32, soft-capped."""
+        return capped_logits(self.hidden(ids, cache), self.head_weight, self.config.softcap)
+
+    def loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Summed loss in nats over the targets (B, T) int64 that are not IGNORED: a float32 scalar."""
+        flat_weights = None if weights is None else weights.flatten()
+        hidden = self.hidden(ids).flatten(0, 1)
+        return softcap_cross_entropy(hidden, self.head_weight, targets.flatten(), flat_weights, self.config.softcap)
+
+    def token_nll(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of each target, (B, T) float32; 0 where IGNORED. No gradient."""
+        with torch.no_grad():
+            hidden = self.hidden(ids).flatten(0, 1)
+            nll = softcap_token_nll(hidden, self.head_weight, targets.flatten(), self.config.softcap)
+        return nll.view_as(targets)

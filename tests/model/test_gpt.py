@@ -1,0 +1,95 @@
+"""The model computes what transformers' NanoChatForCausalLM computes, and its sizes are what the plan says."""
+
+import math
+
+import pytest
+import torch
+from transformers import NanoChatConfig, NanoChatForCausalLM
+
+from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.hf import build_hf_config, to_hf_state
+
+
+def build_random_gpt(config: GPTConfig, seed: int = 0) -> GPT:
+    """A model in which no weight is zero, so that every path shows in the logits."""
+    model = GPT(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("n_kv_head", [1, None])
+def test_logits_equal_those_of_transformers(depth: int, n_kv_head: int | None) -> None:
+    config = GPTConfig.from_depth(depth, vocab_size=300, context=64, n_kv_head=n_kv_head)
+    model = build_random_gpt(config)
+    reference = NanoChatForCausalLM(NanoChatConfig(**build_hf_config(config, 291, 295))).eval()
+    reference.load_state_dict(to_hf_state(model.state_dict(), config))
+    ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [GPTConfig.from_depth(3, 1000), GPTConfig(2, 64, 4, 2, 32, 77)])
+def test_counted_parameters_are_the_built_ones(config: GPTConfig) -> None:
+    assert count_params(config)["total"] == sum(parameter.numel() for parameter in GPT(config).parameters())
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(12, 162.2), (20, 522.0), (26, 1031), (32, 1817)])
+def test_the_presets_have_the_published_sizes(depth: int, millions: float) -> None:
+    config = GPTConfig.from_depth(depth, 50304)
+    total = count_params(config)["total"]
+    assert total == 12 * depth * config.n_embd**2 + 2 * 50304 * config.n_embd
+    assert total / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert flops_per_token(config) == 6 * (total - 50304 * config.n_embd) + 12 * depth * config.n_embd * 2048
+
+
+def test_a_new_model_is_uniform_over_the_vocabulary() -> None:
+    model = GPT(GPTConfig.from_depth(2, vocab_size=300, context=16))
+    model.init_weights(0)
+    ids = torch.randint(300, (2, 16))
+    assert model.loss(ids, ids).item() / ids.numel() == pytest.approx(math.log(300), rel=1e-6)
+
+
+def test_initial_weights_follow_the_seed_alone() -> None:
+    first, second, other = (GPT(GPTConfig.from_depth(1, 300)) for _ in range(3))
+    for model, seed in ((first, 7), (second, 7), (other, 8)):
+        model.init_weights(seed)
+    assert torch.equal(first.embedding.weight, second.embedding.weight)
+    assert not torch.equal(first.embedding.weight, other.embedding.weight)
+    assert first.blocks[0].mlp.up.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
+def test_bfloat16_activations_stay_close_to_float32() -> None:
+    model = build_random_gpt(GPTConfig.from_depth(2, vocab_size=300, context=16))
+    ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model(ids)
+        model.compute_dtype = torch.bfloat16
+        assert model(ids).dtype == torch.float32
+        assert (model(ids) - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fragment"),
+    [
+        ((2, 64, 3, 1, 8, 99), "not a multiple of n_head = 3"),
+        ((2, 64, 4, 3, 8, 99), "not a multiple of n_kv_head"),
+        ((2, 12, 4, 4, 8, 99), "odd"),
+        ((0, 64, 4, 4, 8, 99), "n_layer = 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes: tuple[int, ...], fragment: str) -> None:
+    with pytest.raises(ValueError, match=fragment):
+        GPTConfig(*sizes)
+
+
+@pytest.mark.parametrize("depth", range(1, 40))
+def test_every_depth_gives_a_shape_that_fits(depth: int) -> None:
+    assert GPTConfig.from_depth(depth, 1000).head_dim <= 128
