@@ -123,26 +123,23 @@ class ChatSession:
 
         Raises UsageError, from the first step of the iterator, where the message alone does not fit.
         """
-        if self._answering:
-            raise ValueError("the last answer is not finished: stop it or read it to its end")
-        self._stopped.clear()
-        return self._answer(user(text))
+        return self.edit(len(self._messages) // 2, text)
 
     def regenerate(self) -> Iterator[Piece]:
         """Answer the last message again, with other random numbers. Raises ValueError where there is none."""
         if not self._messages:
             raise ValueError("there is nothing to answer again")
+        self._check_idle()
         self._num_retries += 1
         return self.edit(len(self._messages) // 2 - 1, self._messages[-2].text)
 
     def edit(self, turn: int, text: str) -> Iterator[Piece]:
         """Put another message in place of the user's turn 0, 1, ... and forget everything after it."""
-        if not 0 <= turn < len(self._messages) // 2:
-            raise ValueError(f"turn = {turn} is not in 0 .. {len(self._messages) // 2 - 1}")
-        pieces = self.send(text)
-        del self._messages[2 * turn :]
-        self._num_unseen = 0
-        return pieces
+        if not 0 <= turn <= len(self._messages) // 2:
+            raise ValueError(f"turn = {turn} is not in 0 .. {len(self._messages) // 2}")
+        self._check_idle()
+        self._stopped.clear()  # here, not when the iterator starts: a stop in between counts
+        return self._answer(user(text), 2 * turn)
 
     def stop(self) -> None:
         """End the running answer after its current token; what there is of it is kept."""
@@ -150,8 +147,7 @@ class ChatSession:
 
     def clear(self) -> None:
         """Start a new conversation."""
-        if self._answering:
-            raise ValueError("the last answer is not finished: stop it or read it to its end")
+        self._check_idle()
         self._messages.clear()
         self._num_unseen = self._num_retries = self._num_new = self.context_used = 0
         self._seconds, self.notice, self.finish = 0.0, "", None
@@ -170,13 +166,17 @@ class ChatSession:
             messages.insert(0, {"role": "system", "content": self.system})
         return {"model": self.name, "sampling": asdict(self.params), "messages": messages}
 
-    def _answer(self, message: Message) -> Iterator[Piece]:
+    def _check_idle(self) -> None:
+        if self._answering:
+            raise ValueError("the last answer is not finished: stop it or read it to its end")
+
+    def _answer(self, message: Message, num_kept: int) -> Iterator[Piece]:
         self._answering = True
         self.notice, self.finish = "", None
         parts: list[Part] = []
         started = False
         try:
-            prompt = self._fit(message)
+            prompt = self._fit(message, num_kept)
             seed = (self.params.seed + self._num_retries) % 2**63
             self._engine.add(Request("answer", prompt, replace(self.params, seed=seed)))
             started = True
@@ -191,7 +191,7 @@ class ChatSession:
                 self._engine.step()
                 self.finish = self.finish or "cancelled"
             if started:
-                self._messages += [message, Message("assistant", tuple(parts) or (Part("text", ""),))]
+                self._messages[num_kept:] = [message, Message("assistant", tuple(parts) or (Part("text", ""),))]
             self._answering = False
 
     def _decode(self, num_prompt: int) -> Iterator[Piece]:
@@ -213,11 +213,13 @@ class ChatSession:
             self.notice = "\n".join(filter(None, (self.notice, f"The answer was cut after {self._num_new} tokens.")))
         yield from decoder.flush()
 
-    def _fit(self, message: Message) -> list[int]:
+    def _fit(self, message: Message, num_kept: int) -> list[int]:
         """The prompt's ids, with as many of the newest whole turns as leave room for an answer."""
         room = min(self.params.max_new_tokens, self.max_context // 4)
+        if num_kept < len(self._messages):
+            self._num_unseen = 0
         while True:
-            seen = [*self._messages[self._num_unseen :], message]
+            seen = [*self._messages[self._num_unseen : num_kept], message]
             if self.system:
                 seen[0] = user(f"{self.system}\n\n{seen[0].text}")
             prompt = render_prompt(self._tokenizer, Conversation(tuple(seen)))

@@ -126,8 +126,17 @@ def test_editing_forgets_what_came_after() -> None:
         list(session.send(text))
     list(session.edit(1, "TWO"))
     assert [m.text for m in session.history.messages] == ["one", "ok", "TWO", "ok"]
-    with pytest.raises(ValueError, match="turn = 2"):
-        session.edit(2, "x")
+    with pytest.raises(ValueError, match="turn = 3"):
+        session.edit(3, "x")
+
+
+def test_an_edit_that_does_not_fit_leaves_the_conversation_as_it_was() -> None:
+    session = session_of(["ok"], context=50)
+    list(session.send("one"))
+    before = session.history
+    with pytest.raises(UsageError):
+        list(session.edit(0, "x" * 60))
+    assert session.history == before
 
 
 def test_clear_starts_over_and_regenerate_has_nothing_then() -> None:
