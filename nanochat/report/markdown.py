@@ -28,9 +28,9 @@ def render_markdown(data: ReportData) -> str:
     lines += [f"Preset {escape(data.preset) or 'unknown'}, nanochat {version}.", ""]
     if data.problems:
         lines += ["## Left out", "", *(f"- {escape(problem)}" for problem in data.problems), ""]
-    lines += ["## Stages", "", *_table(stage_table(data)), "", "## Scores", ""]
+    lines += ["## Stages", "", *render_table(stage_table(data)), "", "## Scores", ""]
     if data.scores:
-        lines += [*_table(score_table(data)), ""]
+        lines += [*render_table(score_table(data)), ""]
         for score in data.scores:
             lines += _answers(score)
     else:
@@ -38,9 +38,9 @@ def render_markdown(data: ReportData) -> str:
     for stage in data.stages:
         lines += _stage(stage)
     lines += ["## Settings", ""]
-    lines += [*_table(settings_table(data)), ""] if data.settings else ["No settings are saved.", ""]
+    lines += [*render_table(settings_table(data)), ""] if data.settings else ["No settings are saved.", ""]
     lines += ["## Environment", ""]
-    lines += [*_table(fact_table(data.environment)), ""] if data.environment else ["Not recorded.", ""]
+    lines += [*render_table(fact_table(data.environment)), ""] if data.environment else ["Not recorded.", ""]
     return "\n".join(lines)
 
 
@@ -65,9 +65,9 @@ def _stage(stage: StageReport) -> list[str]:
         return [*lines, f"Stage {escape(stage.name)}: {NOT_RUN}.", ""]
     if stage.val_bpb:
         rows = tuple((f"{step:,}", f"{bpb:.4f}") for step, bpb in stage.val_bpb[-10:])
-        lines += [*_table(Table(("step", "val bpb"), rows, numeric=frozenset({0, 1}))), ""]
+        lines += [*render_table(Table(("step", "val bpb"), rows, numeric=frozenset({0, 1}))), ""]
     for title, table in stage_facts(stage):
-        lines += [f"### {title} of {escape(stage.name)}", "", *_table(table), ""]
+        lines += [f"### {title} of {escape(stage.name)}", "", *render_table(table), ""]
     samples = last_samples(stage)
     if samples:
         lines += [f"### Samples of {escape(stage.name)}", ""]
@@ -101,9 +101,10 @@ def _block(text: str) -> list[str]:
     return ["    " + line for line in (visible(text) or " ").split("\n")]
 
 
-def _table(table: Table) -> list[str]:
+def render_table(table: Table) -> list[str]:
+    """The lines of a table; every cell is escaped."""
     rule = ("---:" if index in table.numeric else "---" for index in range(len(table.header)))
-    lines = [f"| {' | '.join(table.header)} |", f"| {' | '.join(rule)} |"]
+    lines = [f"| {' | '.join(map(escape, table.header))} |", f"| {' | '.join(rule)} |"]
     for row in table.rows:
         cells = (code(cell) if index in table.code else escape(cell) for index, cell in enumerate(row))
         lines.append(f"| {' | '.join(cells)} |")

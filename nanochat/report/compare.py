@@ -1,0 +1,59 @@
+"""Two runs side by side as Markdown: what was set differently, and what came out differently."""
+
+import math
+
+from nanochat.report.collect import ReportData, ScoreReport
+from nanochat.report.markdown import escape, render_table
+from nanochat.report.sections import NOT_RUN, NOTHING, Table, format_score, format_seconds, format_value
+
+
+def render_comparison(first: ReportData, second: ReportData) -> str:
+    """Write the tables of settings that differ, of scores and of times. The same data gives the same text."""
+    lines = [f"# {escape(first.run)} and {escape(second.run)}", ""]
+    for title, table in (
+        ("Settings that differ", settings_that_differ(first, second)),
+        ("Scores", scores_side_by_side(first, second)),
+        ("Times", times_side_by_side(first, second)),
+    ):
+        lines += [f"## {title}", "", *(render_table(table) if table.rows else ["None."]), ""]
+    return "\n".join(lines)
+
+
+def settings_that_differ(first: ReportData, second: ReportData) -> Table:
+    left, right = ({key: format_value(value) for key, value, _ in data.settings} for data in (first, second))
+    keys = [*left, *(key for key in right if key not in left)]
+    rows = tuple(
+        (key, left.get(key, NOTHING), right.get(key, NOTHING)) for key in keys if left.get(key) != right.get(key)
+    )
+    return Table(("setting", first.run, second.run), rows, code=frozenset({0, 1, 2}))
+
+
+def scores_side_by_side(first: ReportData, second: ReportData) -> Table:
+    """The difference is given in standard errors of the difference where both scores have one."""
+    left, right = ({(score.stage, score.name): score for score in data.scores} for data in (first, second))
+    keys = [*left, *(key for key in right if key not in left)]
+    rows = tuple(
+        (*key, _score(left.get(key)), _score(right.get(key)), _difference(left.get(key), right.get(key)))
+        for key in keys
+    )
+    return Table(("stage", "score", first.run, second.run, "difference"), rows, numeric=frozenset({2, 3, 4}))
+
+
+def times_side_by_side(first: ReportData, second: ReportData) -> Table:
+    left, right = ({stage.name: stage.seconds for stage in data.stages} for data in (first, second))
+    names = [*left, *(name for name in right if name not in left)]
+    rows = tuple((name, format_seconds(left.get(name)), format_seconds(right.get(name))) for name in names)
+    return Table(("stage", first.run, second.run), rows, numeric=frozenset({1, 2}))
+
+
+def _score(score: ScoreReport | None) -> str:
+    return NOT_RUN if score is None else format_score(score)
+
+
+def _difference(left: ScoreReport | None, right: ScoreReport | None) -> str:
+    if left is None or right is None or left.value is None or right.value is None:
+        return NOTHING
+    change = right.value - left.value
+    shown = f"{100 * change:+.1f} %" if right.is_accuracy else f"{change:+.4f}"
+    error = math.hypot(left.stderr or 0.0, right.stderr or 0.0)
+    return f"{shown} ({abs(change) / error:.1f} std. errors)" if error else shown
