@@ -30,9 +30,15 @@ class _Pool:
         self._used = [False] * len(lengths)
         self._oldest = 0
 
-    def take_oldest(self) -> int:
-        while self._used[self._oldest]:
+    def find_oldest(self) -> int | None:
+        """The oldest that is left, which stays; None where nothing is."""
+        while self._oldest < len(self._used) and self._used[self._oldest]:
             self._oldest += 1
+        return self._oldest if self._oldest < len(self._used) else None
+
+    def take_oldest(self) -> int:
+        found = self.find_oldest()
+        assert found is not None, "nothing is left"
         self._remove(bisect_left(self._by_size, (self.lengths[self._oldest], self._oldest)))
         return self._oldest
 
@@ -102,8 +108,8 @@ def pack_documents(
 def pack_whole(lengths: Sequence[int], row_tokens: int, flush: bool = False) -> tuple[list[list[int]], list[int]]:
     """Share out whole sequences among rows. lengths: each 1 to row_tokens. Returns indices row by row, and the rest.
 
-    A row starts with the oldest sequence left and takes the largest ones that fit. The rest is what could not fill
-    another row; flush puts it into rows too.
+    A row takes the oldest sequences left while they fit, so that none waits long, and then the largest ones that fit.
+    The rest is what could not fill another row; flush puts it into rows too.
 
     >>> pack_whole([5, 4, 9, 3, 2], row_tokens=9)
     ([[0, 1], [2]], [3, 4])
@@ -111,9 +117,11 @@ def pack_whole(lengths: Sequence[int], row_tokens: int, flush: bool = False) -> 
     pool = _Pool(lengths)
     rows, rest = [], []
     while pool.total and (flush or pool.total >= row_tokens):
-        row = [pool.take_oldest()]
-        gap = row_tokens - lengths[row[0]]
-        while (index := pool.take_largest(gap)) is not None:
+        row, gap = [], row_tokens
+        while (oldest := pool.find_oldest()) is not None:
+            index = pool.take_oldest() if lengths[oldest] <= gap else pool.take_largest(gap)
+            if index is None:
+                break
             row.append(index)
             gap -= lengths[index]
         rows.append(row)
