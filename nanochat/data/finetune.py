@@ -24,7 +24,7 @@ Overlong = Literal["drop", "truncate", "error"]
 OVERLONG: tuple[Overlong, ...] = ("drop", "truncate", "error")
 
 POOL_CONVERSATIONS = 512
-"""Conversations that are packed together: enough to fill rows to about 99 % and little to redo on resume."""
+"""Conversations that are packed together: enough to fill rows to 98 % and little to redo on resume."""
 PLANNED_CONVERSATIONS = 4_096
 """Conversations that the plan measures; more are estimated from these."""
 PREFETCHED_BATCHES = 4

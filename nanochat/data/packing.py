@@ -114,6 +114,7 @@ def pack_whole(lengths: Sequence[int], row_tokens: int, flush: bool = False) -> 
     >>> pack_whole([5, 4, 9, 3, 2], row_tokens=9)
     ([[0, 1], [2]], [3, 4])
     """
+    assert not lengths or 0 < min(lengths) <= max(lengths) <= row_tokens, "a sequence does not fit a row"
     pool = _Pool(lengths)
     rows, rest = [], []
     while pool.total and (flush or pool.total >= row_tokens):
