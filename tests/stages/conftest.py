@@ -1,0 +1,66 @@
+"""A tiny run, trained once for all tests of the stages."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanochat.data.shards import Manifest, replace_manifest, write_shard_files
+from nanochat.settings import Settings
+from nanochat.stages.__main__ import main
+from nanochat.tasks.demo import generate_documents
+
+TINY = {
+    "model": {"depth": 1, "context": 64},
+    "tokenizer": {"vocab_size": 400, "train_chars": 50_000},
+    "data": {"dataset": "tiny"},
+    "batch": {"total_tokens": 512, "device_batch_size": 4},
+    "base": {"num_steps": 20, "eval_every": 10, "eval_tokens": 2_000},
+    "mid": {"mixture": ["letters:20", "identity*2"], "num_steps": 4, "eval_tokens": 1_000},
+    "sft": {"mixture": ["arithmetic:12"], "total_tokens": 256, "epochs": 2, "eval_tokens": 1_000},
+    "eval": {"tasks": ["letters", "arithmetic"], "max_examples": 3, "max_new_tokens": 12},
+    "checkpoint": {"every": 5},
+    "runtime": {"device": "cpu", "dtype": "float32", "compile": False},
+}
+
+
+def write_settings(home: Path, run: str, changes: dict[str, dict] | None = None) -> Path:
+    """Write the settings.json of a tiny run; returns its path."""
+    sections = {key: value | (changes or {}).get(key, {}) for key, value in TINY.items()}
+    path = home / "runs" / run / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"preset": "tiny", "settings": Settings.model_validate(sections).model_dump()}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the data set `tiny` and the run `whole`, trained through all stages and evaluated."""
+    home = tmp_path_factory.mktemp("home")
+    folder = home / "data" / "tiny"
+    folder.mkdir(parents=True)
+    shards = []
+    for split, num_chars in (("train", 60_000), ("val", 8_000)):
+        shards += write_shard_files(folder, generate_documents(num_chars, split=split), split, group_documents=50)
+    replace_manifest(folder, Manifest(tuple(shards)))
+    settings = write_settings(home, "whole")
+    for stage in ("tokenizer", "base", "mid", "sft", "evaluate"):
+        assert main([stage, str(settings)]) == 0, stage
+    return home
+
+
+@pytest.fixture
+def start_run(trained_home: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a run in a home of its own that has the tokenizer and, where asked, stages of the run `whole`."""
+
+    def start(run: str = "again", changes: dict[str, dict] | None = None, stages: tuple[str, ...] = ()) -> Path:
+        if not (tmp_path / "data").exists():
+            shutil.copytree(trained_home / "data", tmp_path / "data")
+        settings = write_settings(tmp_path, run, changes)
+        for name in ("tokenizer", *stages):
+            shutil.copytree(trained_home / "runs" / "whole" / name, settings.parent / name)
+        return settings
+
+    return start

@@ -1,0 +1,181 @@
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.errors import DataError
+from nanochat.paths import RunPaths, Workspace
+from nanochat.stages.__main__ import main
+from nanochat.stages.assemble import build_session, load_model
+from nanochat.training.metrics import MetricsFile
+
+Start = Callable[..., Path]
+
+# Ends itself with a signal right after the metrics line of a step is written.
+ENDING = """
+import os, sys
+from nanochat.training.metrics import MetricsFile
+append = MetricsFile.append
+def append_and_end(self, record):
+    append(self, record)
+    if "loss" in record and record["step"] == int(sys.argv[1]):
+        os.kill(os.getpid(), int(sys.argv[2]))
+MetricsFile.append = append_and_end
+from nanochat.stages.__main__ import main
+sys.exit(main(["base", sys.argv[3]]))
+"""
+
+
+def run_until(settings: Path, step: int, number: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ENDING, str(step), str(int(number)), str(settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def read_losses(run: Path, stage: str = "base") -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in MetricsFile(run / stage / "metrics.jsonl").read() if "loss" in r]
+
+
+def test_every_stage_leaves_its_files(trained_home: Path) -> None:
+    run = Workspace(trained_home).run("whole")
+    for stage in ("base", "mid", "sft"):
+        paths = run.stage(stage)
+        result = json.loads(paths.result.read_text())
+        plan = json.loads(paths.plan.read_text())
+        assert result["stage"] == stage and result["step"] == plan["num_steps"] == paths.steps()[-1]
+        assert math.isfinite(result["loss"]) and result["val_bpb"] > 0 and result["best_val_bpb"] <= result["val_bpb"]
+        assert len(read_losses(run.root, stage)) == plan["num_steps"]
+        assert all(
+            set(json.loads(line)) == {"step", "prompt", "text"} for line in paths.samples.read_text().splitlines()
+        )
+    assert json.loads((run.tokenizer / "result.json").read_text())["bytes_per_token"] > 1
+    assert {path.name for path in run.eval.iterdir()} == {
+        "sft_bpb.json",
+        "sft_letters.json",
+        "sft_arithmetic.json",
+        "sft_mean.json",
+    }
+
+
+def test_base_learns(trained_home: Path) -> None:
+    losses = [loss for _, loss in read_losses(trained_home / "runs" / "whole")]
+    assert losses[0] == pytest.approx(math.log(400), rel=1e-3)  # the head starts at zero: uniform
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_evaluation_during_training_and_afterwards_agree(trained_home: Path) -> None:
+    run = Workspace(trained_home).run("whole")
+    assert main(["evaluate", str(run.settings), "--of", "base", "--score", "bpb"]) == 0
+    after = json.loads((run.eval / "base_bpb.json").read_text())
+    (run.eval / "base_bpb.json").unlink()
+    assert after["bpb"] == pytest.approx(json.loads(run.stage("base").result.read_text())["val_bpb"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_resume_continues_bit_for_bit(trained_home: Path, start_run: Start, number: int, status: int) -> None:
+    settings = start_run()
+    ended = run_until(settings, 12, number)
+    assert ended.returncode == status, ended.stderr
+    if status == 75:
+        assert "hint:  nanochat resume again" in ended.stderr
+    assert not (settings.parent / "base" / "result.json").exists()
+    assert main(["base", str(settings)]) == 0
+    whole = trained_home / "runs" / "whole"
+    assert read_losses(settings.parent) == read_losses(whole)
+    values = [MetricsFile(run / "base" / "metrics.jsonl") for run in (settings.parent, whole)]
+    assert [m.value_at(10, "val_bpb") for m in values[:1]] == [m.value_at(10, "val_bpb") for m in values[1:]]
+    weights = [
+        (run / "base/checkpoints/step_000020/model.safetensors").read_bytes() for run in (settings.parent, whole)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    trained_home: Path, start_run: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = start_run(stages=("base",))
+    newest = settings.parent / "base" / "checkpoints" / "step_000020" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert main(["base", str(settings)]) == 0
+    said = capsys.readouterr().err
+    assert "step_000020 is bad" in said and "continuing base from step 15" in said
+    assert read_losses(settings.parent) == read_losses(trained_home / "runs" / "whole")
+
+
+def test_a_finished_stage_is_left_as_it_is(trained_home: Path, start_run: Start) -> None:
+    settings = start_run(stages=("base",))
+    before = (settings.parent / "base" / "metrics.jsonl").read_text()
+    assert main(["base", str(settings)]) == 0
+    assert (settings.parent / "base" / "metrics.jsonl").read_text() == before
+
+
+def test_two_processes_cannot_write_one_run(start_run: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = start_run()
+    lock = RunPaths(settings.parent).lock
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711\n")
+        file.flush()
+        assert main(["base", str(settings)]) == 2
+    assert "in use by process 4711" in capsys.readouterr().err
+    assert not (settings.parent / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "status", "sentence"),
+    [
+        ("base", {"data": {"dataset": "absent"}}, 3, "nanochat download import DIR --name absent"),
+        ("tokenizer", {"data": {"dataset": "absent"}}, 3, "nanochat download import DIR --name absent"),
+        ("mid", {}, 3, "nanochat train base --run again"),
+        ("evaluate", {}, 3, "no checkpoint"),
+        ("base", {"batch": {"total_tokens": 500}}, 2, "total_tokens"),
+        ("base", {"model": {"depth": 2, "n_kv_head": 3}}, 2, "n_kv_head"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_an_exit_code(
+    start_run: Start, capsys: pytest.CaptureFixture[str], stage: str, changes: dict, status: int, sentence: str
+) -> None:
+    assert main([stage, str(start_run(changes=changes))]) == status
+    said = capsys.readouterr().err
+    assert "error: " in said and "hint: " in said and sentence in said
+
+
+def test_another_tokenizer_or_model_is_refused(start_run: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = start_run(changes={"model": {"depth": 2}}, stages=("base",))
+    assert main(["base", str(settings)]) == 2
+    assert "n_layer was 1, now 2" in capsys.readouterr().err
+    other = start_run("other", {"tokenizer": {"vocab_size": 300}}, stages=("base",))
+    shutil.rmtree(other.parent / "tokenizer")
+    assert main(["tokenizer", str(other)]) == 0
+    assert main(["mid", str(other)]) == 4
+    assert "was trained with tokenizer" in capsys.readouterr().err
+    model_path = Workspace(other.parents[2]).resolve_model("other/base")
+    with pytest.raises(DataError, match="was trained with tokenizer"):
+        load_model(model_path, torch.device("cpu"), torch.float32)
+
+
+def test_missing_settings_and_a_wrong_key_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs" / "a" / "settings.json"
+    assert main(["base", str(path)]) == 3
+    path.parent.mkdir(parents=True)
+    path.write_text('{"settings": {"model": {"dpeth": 3}}}')
+    assert main(["base", str(path)]) == 2
+    path.write_text("{")
+    assert main(["base", str(path)]) == 4
+    assert "model.dpeth" in capsys.readouterr().err
+
+
+def test_a_session_answers_with_the_trained_model(trained_home: Path) -> None:
+    session = build_session(Workspace(trained_home).resolve_model("whole"), "cpu", "float32")
+    pieces = list(session.send("How many r are in strawberry?"))
+    assert session.name == "whole/sft@" + str(Workspace(trained_home).run("whole").stage("sft").steps()[-1])
+    assert all(piece.text for piece in pieces)
