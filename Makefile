@@ -20,7 +20,7 @@ $(VENV)/.dependencies: pyproject.toml
 
 $(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
 	@command -v cargo >/dev/null || { echo "error: Rust is not installed (no cargo on PATH)"; echo "hint:  install it with rustup, then: make build"; exit 3; }
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: build  ## The whole pipeline on the CPU, from raw text to a chat answer
@@ -36,7 +36,7 @@ check: build  ## Format, lint, types, import contracts, clippy, cargo test, pyte
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
+	cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --features python -- -D warnings
 	$(MAKE) test
 
 bench: build  ## Measure this project beside its peers (benchmarks/README.md)

@@ -1,0 +1,52 @@
+"""Conversations as ids with the mask of what the model must learn to say. Knows no files and no training."""
+
+from typing import Protocol
+
+from nanochat.conversation import Conversation
+
+
+class Encoder(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    special_ids: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+DELIMITERS = {
+    "python": ("<|python_start|>", "<|python_end|>", 1),
+    "python_output": ("<|output_start|>", "<|output_end|>", 0),
+}
+"""Part kind to its opening token, its closing token and the mask of both and of what stands between."""
+
+
+def render(tokenizer: Encoder, conversation: Conversation) -> tuple[list[int], list[int]]:
+    """Ids of a conversation and their mask, of equal length.
+
+    The mask is 1 on what the assistant must produce (its text, its tool calls with their delimiters and
+    `<|assistant_end|>`) and 0 on the user, on `<|assistant_start|>` and on tool output.
+    """
+    special = tokenizer.special_ids
+    ids, mask = [special["<|bos|>"]], [0]
+
+    def append(pieces: list[int], value: int) -> None:
+        ids.extend(pieces)
+        mask.extend([value] * len(pieces))
+
+    for message in conversation.messages:
+        append([special[f"<|{message.role}_start|>"]], 0)
+        learned = int(message.role == "assistant")
+        for part in message.parts:
+            if part.kind == "text":
+                append(tokenizer.encode(part.text), learned)
+            else:
+                start, end, value = DELIMITERS[part.kind]
+                append([special[start], *tokenizer.encode(part.text), special[end]], value)
+        append([special[f"<|{message.role}_end|>"]], learned)
+    return ids, mask
+
+
+def render_prompt(tokenizer: Encoder, conversation: Conversation) -> list[int]:
+    """Ids of a conversation that ends with the user, up to and with `<|assistant_start|>`."""
+    ids, _ = render(tokenizer, conversation)
+    return [*ids, tokenizer.special_ids["<|assistant_start|>"]]
