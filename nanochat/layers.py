@@ -1,0 +1,355 @@
+"""From wishes to Settings: option over environment over file over preset over default, and where each value came from.
+
+The one place that reads NANOCHAT_ variables. Knows neither torch nor the command line.
+"""
+
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.settings import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "NANOCHAT_"
+KNOWN_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
+OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
+DEFAULT_HOME = "~/.cache/nanochat"
+ALL_KEYS = "nanochat config schema"
+
+Origins = dict[str, str]
+"""Dotted key -> where its value came from: `default`, `preset d20`, `my.toml:3`, `NANOCHAT_BASE__FLOPS`, `--set`."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One value that a layer states. place: for error messages, such as `my.toml:3`."""
+
+    key: str
+    value: Any
+    origin: str
+    place: str
+
+
+def load_settings(
+    preset: str | None = None,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Settings, Origins]:
+    """Merge the layers. overrides: `key=value` each. environ: None is the process's own.
+
+    Raises UsageError for unknown keys, unknown NANOCHAT_ variables and values out of bounds; MissingError for an
+    absent file.
+    """
+    wishes: list[Wish] = []
+    if preset is not None:
+        wishes += read_toml(load_preset(preset), f"preset {preset}", with_line=False)
+    if config_file is not None:
+        wishes += read_toml(_read_file(config_file), str(config_file), with_line=True)
+    wishes += read_environment(os.environ if environ is None else environ)
+    wishes += [read_override(text) for text in overrides]
+    return apply_wishes(Settings(), wishes)
+
+
+def apply_wishes(start: Settings, wishes: Iterable[Wish], origins: Origins | None = None) -> tuple[Settings, Origins]:
+    """Put wishes over settings, later ones over earlier ones. origins: of the start; None: all `default`."""
+    tree = start.model_dump()
+    origins = dict(origins or dict.fromkeys(flatten(tree), "default"))
+    places: dict[str, Wish] = {}
+    for wish in wishes:
+        section, _, name = wish.key.partition(".")
+        _check_number(wish)
+        tree[section][name] = wish.value
+        origins[wish.key] = wish.origin
+        places[wish.key] = wish
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, places) from None
+    return settings, origins
+
+
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """{"base": {"flops": 1.0}} -> {"base.flops": 1.0}"""
+    return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
+
+
+def list_fields() -> dict[str, Any]:
+    """Dotted key -> pydantic's field, in the order of the schema."""
+    return {
+        f"{section}.{name}": field
+        for section, model in _sections().items()
+        for name, field in model.model_fields.items()
+    }
+
+
+def read_override(text: str) -> Wish:
+    """Read one `--set key=value`.
+
+    >>> read_override("base.num_steps=300").value, read_override("mid.mixture=letters:50,identity").value
+    (300, ['letters:50', 'identity'])
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise UsageError(f"--set {text} is not KEY=VALUE", "for example --set base.num_steps=300")
+    _check_key(key, "--set")
+    return Wish(key, parse_value(key, value), "--set", "--set")
+
+
+def read_environment(environ: Mapping[str, str]) -> list[Wish]:
+    """The settings that NANOCHAT_SECTION__KEY variables state. Raises UsageError for a variable that means nothing."""
+    check_variables(environ)
+    wishes = []
+    for name, value in sorted(environ.items()):
+        if name.startswith(PREFIX) and name not in KNOWN_VARIABLES:
+            key = name.removeprefix(PREFIX).lower().replace("__", ".", 1)
+            wishes.append(Wish(key, parse_value(key, value), name, name))
+    return wishes
+
+
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Raise UsageError for a NANOCHAT_ variable that is no setting: a typing error must not be ignored."""
+    names = [name for name in sorted(environ) if name.startswith(PREFIX) and name not in KNOWN_VARIABLES]
+    if not names:
+        return
+    known = [*KNOWN_VARIABLES, *(PREFIX + key.upper().replace(".", "__") for key in list_fields())]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown environment variable {name}", _did_you_mean(name, known) or f"unset {name}")
+
+
+def resolve_home(option: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """$NANOCHAT_HOME, the option first; absolute, and not necessarily there."""
+    environ = os.environ if environ is None else environ
+    return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
+
+
+def is_offline(option: bool = False, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether no socket may be opened."""
+    environ = os.environ if environ is None else environ
+    return option or any(environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
+
+
+def list_presets() -> dict[str, str]:
+    """Name -> TOML text, the smallest model first."""
+    return dict(sorted(_iter_preset_files(), key=lambda item: (item[0] != "demo", len(item[0]), item[0])))
+
+
+def load_preset(name: str) -> str:
+    """The TOML text of a preset. Raises UsageError where there is none of that name."""
+    presets = list_presets()
+    if name not in presets:
+        hint = "nanochat presets ls"
+        if name.endswith(".toml"):
+            hint = f"--config {name}"
+        elif near := difflib.get_close_matches(name, presets, n=1, cutoff=0.5):
+            hint = f"did you mean {near[0]}? nanochat presets ls shows all"
+        raise UsageError(f"there is no preset {name!r}, only {', '.join(presets)}", hint)
+    return presets[name]
+
+
+def read_toml(text: str, name: str, with_line: bool = True) -> list[Wish]:
+    """The settings that a TOML text states. name: of the file or preset, for origins and errors."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name} is not TOML: {error}", "check the line with an editor; strings need quotes") from None
+    wishes = []
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise UsageError(
+                f"{_place(text, name, section)}: unknown key {section}",
+                _did_you_mean(section, [*_sections(), *list_fields()]) or f"put it in a table; {ALL_KEYS} shows all",
+            )
+        if section not in _sections():
+            raise UsageError(
+                f"{_place(text, name, section)}: unknown table [{section}]",
+                _did_you_mean(section, _sections()) or f"{ALL_KEYS} shows all",
+            )
+        for key, value in values.items():
+            dotted = f"{section}.{key}"
+            place = _place(text, name, dotted)
+            _check_key(dotted, place)
+            wishes.append(Wish(dotted, value, place if with_line else name, place))
+    return wishes
+
+
+def parse_value(key: str, text: str) -> Any:
+    """Read the text of an option or a variable as the field of this key wants it.
+
+    TOML values, and besides: text without quotes, lists as `a,b`, and `none` where a field may be unset.
+    """
+    kinds = _kinds(list_fields()[key].annotation)
+    stripped = text.strip()
+    try:
+        value = tomllib.loads(f"value = {stripped}")
+        parsed = value["value"] if len(value) == 1 else stripped
+    except tomllib.TOMLDecodeError:
+        parsed = stripped
+    if type(None) in kinds and stripped.lower() in ("none", "null", ""):
+        return None
+    if list in kinds:
+        return parsed if isinstance(parsed, list) else [part.strip() for part in stripped.split(",") if part.strip()]
+    if str in kinds:
+        return parsed if isinstance(parsed, str) else stripped
+    if bool in kinds:
+        return {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": False}.get(
+            stripped.lower(), {"true": True, "false": False}.get(stripped.lower(), parsed)
+        )
+    return parsed
+
+
+def differing_keys(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, after) for every setting that differs."""
+    old, new = flatten(before.model_dump()), flatten(after.model_dump())
+    return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+
+
+def save_settings(path: Path, preset: str | None, settings: Settings, origins: Origins, version: str) -> None:
+    """Write the settings of a run, complete, atomically."""
+    record = {
+        "preset": preset,
+        "settings": settings.model_dump(),
+        "origins": origins,
+        "nanochat_version": version,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_saved(path: Path) -> tuple[str | None, Settings, Origins]:
+    """Read what save_settings wrote: preset, settings, origins. Raises MissingError and DataError."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        settings = Settings.model_validate(record["settings"])
+        return record.get("preset"), settings, dict(record.get("origins") or {})
+    except FileNotFoundError:
+        raise MissingError(f"there is no {path}", "nanochat runs ls") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read: {reason}", f"nanochat runs rm {path.parent.name}") from None
+
+
+def _iter_preset_files() -> Iterable[tuple[str, str]]:
+    installed = resources.files("nanochat") / "presets"
+    folder: Any = installed if installed.is_dir() else Path(__file__).parent.parent / "presets"
+    for file in folder.iterdir():
+        if file.name.endswith(".toml"):
+            yield file.name.removesuffix(".toml"), file.read_text(encoding="utf-8")
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(f"there is no file {path}", f"nanochat presets copy demo {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "nanochat presets ls") from None
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {name: typing.cast(type[BaseModel], field.annotation) for name, field in Settings.model_fields.items()}
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types of an annotation: `int | None` -> {int, NoneType}, Literal["a"] -> {str}."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    if origin in (types.UnionType, typing.Union):
+        return {kind for part in typing.get_args(annotation) for kind in _kinds(part)}
+    return {origin or annotation}
+
+
+def _check_key(key: str, place: str) -> None:
+    fields = list_fields()
+    if key not in fields:
+        near = _did_you_mean(key, fields)
+        raise UsageError(f"{place}: unknown key {key}", near or f"{ALL_KEYS} shows all")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # a forgotten or a wrong section: `matrix_lr`, `model.matrix_lr`
+        last = name.rpartition(".")[2]
+        near = [key for key in known if key.rpartition(".")[2] == last][:1]
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _check_number(wish: Wish) -> None:
+    """TOML can write inf, which arithmetic cannot use, and pydantic takes `true` for 1."""
+    kinds = _kinds(list_fields()[wish.key].annotation)
+    infinite = isinstance(wish.value, float) and not math.isfinite(wish.value)
+    if infinite or (isinstance(wish.value, bool) and bool not in kinds):
+        where = "" if wish.place == "--set" else f"{wish.place}: "
+        raise UsageError(f"{where}{wish.key} = {json.dumps(wish.value)} is not a finite number", ALL_KEYS)
+
+
+def _explain(error: ValidationError, places: dict[str, Wish]) -> UsageError:
+    """The first problem as a sentence: `my.toml:3: base.num_steps = 0: must be at least 1`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][:2])
+    wish = places.get(key)
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    value = f"{key} = {json.dumps(wish.value, default=str)}" if wish else key
+    field = list_fields().get(key)
+    about = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
+    place = f"{wish.place}: " if wish and wish.place != "--set" else ""
+    return UsageError(f"{place}{value}: {message}{about}", ALL_KEYS)
+
+
+def _place(text: str, name: str, key: str) -> str:
+    """`my.toml:12`, the line where a dotted key stands, or its table where it stands inside an inline table."""
+    line = find_line(text, key) or find_line(text, key.partition(".")[0])
+    return f"{name}:{line}" if line else name
+
+
+def find_line(text: str, key: str) -> int | None:
+    """The line, from 1, of a dotted key or a table in TOML text.
+
+    >>> find_line("[base]\\nflops = 1e18\\n", "base.flops"), find_line("base.flops = 1", "base.flops")
+    (2, 1)
+    """
+    table, closing = "", ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if closing:  # inside a string of several lines
+            if closing in line:
+                closing = ""
+            continue
+        if header := re.match(r"\s*\[\[?([^\[\]]+)\]", line):
+            table = _normal_key(header[1])
+            if table == key:
+                return number
+        elif entry := re.match(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*[A-Za-z0-9_"'-]+)*)\s*=""", line):
+            full = _normal_key(entry[1]) if not table else f"{table}.{_normal_key(entry[1])}"
+            if full == key or full.startswith(f"{key}."):
+                return number
+        for quotes in ('"""', "'''"):
+            if line.count(quotes) % 2:
+                closing = quotes
+    return None
+
+
+def _normal_key(text: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in text.split("."))

@@ -1,0 +1,309 @@
+"""Plans: what settings mean on this many devices. Every scaling rule, and the estimates of memory, time and cost.
+
+Arithmetic only: no torch, no disk, no clock. Raises UsageError where the numbers do not fit each other.
+Sources: Hoffmann et al. 2022 (20 tokens per parameter); NVIDIA H100 datasheet (989 TFLOPS dense bf16, SXM).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat.errors import UsageError
+from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.config import GPTConfig
+from nanochat.settings import FinetuneSettings, Settings
+
+DEVICE = "H100"
+PEAK_FLOPS = 989e12
+"""bf16 FLOPs a second of one device, dense."""
+ASSUMED_MFU = 0.4
+"""Share of the peak that a run reaches: the published times of d20, d26 and d32, less the other stages."""
+DOLLARS_PER_DEVICE_HOUR = 24.0 / 8
+"""8xH100 at $24 an hour."""
+CHARS_PER_TOKEN = 4.8
+"""Of English web text with 50,304 tokens; a smaller vocabulary gives less."""
+SHARD_CHARS = 250_000_000
+"""Characters of a shard of fineweb-edu."""
+SHARD_BYTES = 100_000_000
+"""Bytes of such a shard on disk, compressed."""
+NUM_SHARDS_HELD = {"fineweb-edu": 1_822}
+"""Shards of the data sets whose size is known; the last is for validation."""
+BLOCK_BYTES = 44
+"""What backward keeps in bf16 per token, channel of the width and block (measured: tests/test_plan.py)."""
+OUTSIDE_BYTES = 10
+"""The same, once, outside the blocks: the loss is computed in chunks and keeps no logits."""
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """Pretraining. Tokens, steps and parameters are exact; disk, memory, hours and dollars are estimates.
+
+    num_microbatches: of one step on one device, also called gradient accumulation. memory_bytes: of one device.
+    """
+
+    depth: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    context: int
+    vocab_size: int
+    num_params: int
+    num_matrix_params: int
+    num_embedding_params: int
+    num_head_params: int
+    world_size: int
+    device_batch_size: int
+    total_batch_tokens: int
+    num_microbatches: int
+    horizon: Literal["num_steps", "flops", "tokens_per_param"]
+    num_steps: int
+    num_tokens: int
+    tokens_per_param: float
+    flops_per_token: int
+    total_flops: float
+    num_chars: int
+    num_shards: int
+    data_bytes: int
+    checkpoint_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+    hours: float
+    dollars: float
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """Mid or sft. Steps, tokens and estimates are None where they hang on conversations that are not counted yet."""
+
+    stage: str
+    context: int
+    num_params: int
+    world_size: int
+    device_batch_size: int
+    total_batch_tokens: int
+    num_microbatches: int
+    epochs: float
+    num_batches_per_epoch: int | None
+    num_steps: int | None
+    num_tokens: int | None
+    flops_per_token: int
+    total_flops: float | None
+    checkpoint_bytes: int
+    memory_bytes: int
+    hours: float | None
+    dollars: float | None
+
+
+@dataclass(frozen=True)
+class StartedFinetunePlan(FinetunePlan):
+    """A plan whose conversations are counted: nothing is open."""
+
+    num_steps: int
+    num_tokens: int
+
+
+def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = None) -> BasePlan:
+    """Plan pretraining. vocab_size: of the trained tokenizer, where there is one; else the settings'.
+
+    Raises UsageError where sizes do not divide or no step fits the horizon.
+    """
+    config = plan_model(settings, vocab_size)
+    wish, batch = settings.base, settings.batch
+    _check_schedule("base", wish.warmup, wish.warmdown)
+    num_microbatches = divide_batch("batch.total_tokens", batch.total_tokens, settings, world_size)
+    params, per_token = count_params(config), flops_per_token(config)
+    horizon, num_steps = _plan_steps(settings, params["total"], per_token)
+    num_tokens = num_steps * batch.total_tokens
+    num_chars = math.ceil(num_tokens * CHARS_PER_TOKEN)
+    num_shards = math.ceil(num_chars / SHARD_CHARS) + 1  # and one for validation
+    num_shards = min(num_shards, NUM_SHARDS_HELD.get(settings.data.dataset, num_shards))
+    data_bytes = min(num_shards * SHARD_BYTES, math.ceil(num_chars * SHARD_BYTES / SHARD_CHARS) + SHARD_BYTES)
+    hours = _estimate_hours(num_tokens * per_token, world_size)
+    checkpoint = estimate_checkpoint_bytes(config)
+    return BasePlan(
+        depth=config.n_layer,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        n_kv_head=config.n_kv_head,
+        context=config.context,
+        vocab_size=config.vocab_size,
+        num_params=params["total"],
+        num_matrix_params=params["matrices"],
+        num_embedding_params=params["embedding"],
+        num_head_params=params["head"],
+        world_size=world_size,
+        device_batch_size=batch.device_batch_size,
+        total_batch_tokens=batch.total_tokens,
+        num_microbatches=num_microbatches,
+        horizon=horizon,
+        num_steps=num_steps,
+        num_tokens=num_tokens,
+        tokens_per_param=num_tokens / params["total"],
+        flops_per_token=per_token,
+        total_flops=float(num_tokens * per_token),
+        num_chars=num_chars,
+        num_shards=num_shards,
+        data_bytes=data_bytes,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=data_bytes + checkpoint * (settings.checkpoint.keep + 1),  # the newest is written before one goes
+        memory_bytes=estimate_memory_bytes(config, batch.device_batch_size, world_size),
+        hours=hours,
+        dollars=hours * world_size * DOLLARS_PER_DEVICE_HOUR,
+    )
+
+
+def plan_finetune(
+    settings: Settings,
+    stage: Literal["mid", "sft"],
+    world_size: int,
+    num_batches_per_epoch: int,
+    config: GPTConfig | None = None,
+) -> StartedFinetunePlan:
+    """Plan mid or sft once its conversations are packed.
+
+    num_batches_per_epoch: batches of device_batch_size rows that one device draws in a pass over the mixture.
+    config: of the model it starts from; None: the settings'. The last step is filled from the next epoch.
+    """
+    wish: FinetuneSettings = getattr(settings, stage)
+    sketch = sketch_finetune(settings, stage, world_size, config)
+    if wish.num_steps is None and num_batches_per_epoch < 1:
+        raise UsageError(
+            f"{stage}.mixture fills no batch of {settings.batch.device_batch_size} rows",
+            f"nanochat train {stage} --set {stage}.num_steps=10",
+        )
+    num_steps = wish.num_steps or math.ceil(wish.epochs * num_batches_per_epoch / sketch.num_microbatches)
+    return StartedFinetunePlan(**_finish(sketch, num_steps, num_batches_per_epoch))
+
+
+def sketch_finetune(
+    settings: Settings, stage: Literal["mid", "sft"], world_size: int = 1, config: GPTConfig | None = None
+) -> FinetunePlan:
+    """Plan mid or sft before its conversations are counted: whole where num_steps is set."""
+    wish: FinetuneSettings = getattr(settings, stage)
+    config = config or plan_model(settings)
+    _check_schedule(stage, wish.warmup, wish.warmdown)
+    total_tokens = wish.total_tokens or settings.batch.total_tokens
+    name = f"{stage}.total_tokens" if wish.total_tokens else "batch.total_tokens"
+    sketch = FinetunePlan(
+        stage=stage,
+        context=config.context,
+        num_params=count_params(config)["total"],
+        world_size=world_size,
+        device_batch_size=settings.batch.device_batch_size,
+        total_batch_tokens=total_tokens,
+        num_microbatches=divide_batch(name, total_tokens, settings, world_size, config.context),
+        epochs=wish.epochs,
+        num_batches_per_epoch=None,
+        num_steps=None,
+        num_tokens=None,
+        flops_per_token=flops_per_token(config),
+        total_flops=None,
+        checkpoint_bytes=estimate_checkpoint_bytes(config),
+        memory_bytes=estimate_memory_bytes(config, settings.batch.device_batch_size, world_size),
+        hours=None,
+        dollars=None,
+    )
+    return FinetunePlan(**_finish(sketch, wish.num_steps, None)) if wish.num_steps else sketch
+
+
+def plan_model(settings: Settings, vocab_size: int | None = None) -> GPTConfig:
+    """The architecture. Raises UsageError where its sizes do not fit each other."""
+    wish = settings.model
+    try:
+        return GPTConfig.from_depth(
+            wish.depth, vocab_size or settings.tokenizer.vocab_size, wish.context, wish.n_kv_head
+        )
+    except ValueError as error:
+        n_head = GPTConfig.from_depth(wish.depth, settings.tokenizer.vocab_size, wish.context).n_head
+        raise UsageError(f"model: {error}", f"--set model.n_kv_head={n_head}") from None
+
+
+def divide_batch(name: str, total_tokens: int, settings: Settings, world_size: int, context: int | None = None) -> int:
+    """Micro-batches of one step on one device. name: the setting that says total_tokens, for the error."""
+    if world_size < 1:
+        raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
+    rows, context = settings.batch.device_batch_size, context or settings.model.context
+    tokens = rows * context * world_size
+    if total_tokens % tokens:
+        nearest = max(1, round(total_tokens / tokens)) * tokens
+        if abs(nearest - total_tokens) * 20 > total_tokens:  # rather fewer rows than a step of quite another size
+            for fewer in range(rows - 1, 0, -1):
+                if total_tokens % (fewer * context * world_size) == 0:
+                    hint = f"--set batch.device_batch_size={fewer}"
+                    break
+            else:
+                hint = f"--set {name}={nearest}"
+        else:
+            hint = f"--set {name}={math.ceil(total_tokens / tokens) * tokens}"
+        raise UsageError(
+            f"{name} = {total_tokens} is not a multiple of {rows} x {context} x {world_size} = {tokens} "
+            "(device batch x context x GPUs)",
+            hint,
+        )
+    return total_tokens // tokens
+
+
+def estimate_memory_bytes(config: GPTConfig, rows: int, world_size: int = 1) -> int:
+    """Most memory of one device in training: float32 weights, gradients and optimizer, bf16 activations and weight copies.
+
+    Muon keeps one value per parameter, AdamW two, shared among the devices. What torch.compile saves is left out.
+    """
+    params = count_params(config)
+    states = params["matrices"] + 2 * (params["embedding"] + params["head"])
+    tokens = rows * config.context
+    activations = tokens * config.n_embd * (BLOCK_BYTES * config.n_layer + OUTSIDE_BYTES)
+    return 10 * params["total"] + math.ceil(4 * states / world_size) + activations
+
+
+def estimate_checkpoint_bytes(config: GPTConfig) -> int:
+    """Weights and optimizer of all devices in float32."""
+    params = count_params(config)
+    return 4 * (params["total"] + params["matrices"] + 2 * (params["embedding"] + params["head"]))
+
+
+def _plan_steps(
+    settings: Settings, num_params: int, per_token: int
+) -> tuple[Literal["num_steps", "flops", "tokens_per_param"], int]:
+    wish, batch_tokens = settings.base, settings.batch.total_tokens
+    if wish.num_steps is not None and wish.flops is not None:
+        raise UsageError(
+            f"base.num_steps = {wish.num_steps} and base.flops = {wish.flops:g} are two horizons: choose one",
+            "--set base.flops=none",
+        )
+    if wish.num_steps is not None:
+        return "num_steps", wish.num_steps
+    if wish.flops is not None:
+        num_steps = round(wish.flops / (per_token * batch_tokens))
+        if num_steps < 1:
+            raise UsageError(
+                f"base.flops = {wish.flops:g} is less than one step of {float(per_token * batch_tokens):g} FLOPs",
+                "--set base.num_steps=1",
+            )
+        return "flops", num_steps
+    return "tokens_per_param", max(1, round(wish.tokens_per_param * num_params / batch_tokens))
+
+
+def _check_schedule(stage: str, warmup: float, warmdown: float) -> None:
+    if warmup + warmdown > 1:
+        raise UsageError(
+            f"{stage}.warmup + {stage}.warmdown = {warmup:g} + {warmdown:g} is more than 1",
+            f"--set {stage}.warmdown={1 - warmup:g}",
+        )
+
+
+def _finish(sketch: FinetunePlan, num_steps: int, num_batches_per_epoch: int | None) -> dict:
+    num_tokens = num_steps * sketch.total_batch_tokens
+    flops = float(num_tokens * sketch.flops_per_token)
+    hours = _estimate_hours(flops, sketch.world_size)
+    return vars(sketch) | {
+        "num_batches_per_epoch": num_batches_per_epoch,
+        "num_steps": num_steps,
+        "num_tokens": num_tokens,
+        "total_flops": flops,
+        "hours": hours,
+        "dollars": hours * sketch.world_size * DOLLARS_PER_DEVICE_HOUR,
+    }
+
+
+def _estimate_hours(flops: float, world_size: int) -> float:
+    return flops / (PEAK_FLOPS * ASSUMED_MFU * world_size) / 3600
