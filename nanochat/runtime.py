@@ -153,7 +153,7 @@ def can_compile() -> tuple[bool, str]:
 def prepare_compile(cache: Path) -> None:
     """Keep everything that torch.compile writes in one folder, and point it to the compiler that is there.
 
-    Must run before the first compilation of the process.
+    Must run before torch's compiler is imported, which the first optimizer does: it settles its folder then.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanochat.errors import CapacityError, NanochatError
-from nanochat.runtime import World, is_main_process, open_world, pick_device, pick_dtype, use_all_cores
+from nanochat.runtime import World, is_main_process, open_world, pick_device, pick_dtype, prepare_compile, use_all_cores
 from nanochat.settings import Settings
 from nanochat.stages.base import run_base
 from nanochat.stages.display import Display
@@ -56,6 +56,7 @@ def _run(options: argparse.Namespace, display: Display) -> int:
     workspace, run, settings = read_settings(options.settings)
     torch.set_float32_matmul_precision("high")
     use_all_cores()
+    prepare_compile(workspace.home / "compile")
     world = open_world(pick_device(settings.runtime.device))
     try:
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)

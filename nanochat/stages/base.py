@@ -9,10 +9,8 @@ import nanochat
 from nanochat.data.batch import Batch
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.shards import load_manifest
-from nanochat.errors import UsageError
 from nanochat.evals.samples import sample_texts
-from nanochat.model.config import GPTConfig
-from nanochat.plan import plan_base
+from nanochat.plan import plan_base, plan_model
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
@@ -27,7 +25,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
     folder = open_dataset(job.workspace, settings.data.dataset, display, world.is_main)
     world.barrier()
     plan = plan_base(settings, world.world_size, vocab_size=tokenizer.vocab_size)
-    config = build_config(job, tokenizer)
+    config = plan_model(settings, tokenizer.vocab_size)
     rows = settings.batch.device_batch_size
     loaders: list[PretrainLoader] = []
 
@@ -62,15 +60,6 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         describe_data=describe_data,
     )
     return run_course(job, course, display)
-
-
-def build_config(job: Job, tokenizer: Tokenizer) -> GPTConfig:
-    """The architecture of the settings with the tokenizer's vocabulary."""
-    wish = job.settings.model
-    try:
-        return GPTConfig.from_depth(wish.depth, tokenizer.vocab_size, wish.context, wish.n_kv_head)
-    except ValueError as error:
-        raise UsageError(f"model: {error}", "nanochat config validate") from None
 
 
 def iter_validation(folder: Path, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:

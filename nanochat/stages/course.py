@@ -22,7 +22,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import softcap_cross_entropy
 from nanochat.model.optim import MuonAdamW, build_optimizer
-from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes, prepare_compile
+from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
 from nanochat.stages.display import Display, format_seconds
@@ -228,7 +228,6 @@ def _compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Ten
     possible, reason = can_compile()
     if not possible:
         return model.loss, f"no ({reason})"
-    prepare_compile(job.workspace.home / "compile")
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 

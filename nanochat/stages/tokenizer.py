@@ -14,7 +14,7 @@ from nanochat.errors import DataError
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
-from nanochat.tokenizer.bpe import Tokenizer, train_tokenizer
+from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, train_tokenizer
 
 COMPRESSION_CHARS = 1_000_000
 """Characters of validation text that the compression is measured on."""
@@ -28,6 +28,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
         f"{job.settings.data.dataset}, {settings.doc_cap:,} of each document"
     )
+    num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
     started = time.perf_counter()
     chars = 0
 
@@ -41,7 +42,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
         settings.vocab_size,
         settings.pattern,
-        progress=lambda done, total: display.advance("tokenizer", done, total, "merges"),
+        progress=lambda done: display.advance("tokenizer", done, num_merges, "merges"),
         kind=settings.kind,
     )
     display.finish()
