@@ -29,8 +29,6 @@ else:
 
 PREFIX = "NANOCHAT_"
 KNOWN_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
-OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
-DEFAULT_HOME = "~/.cache/nanochat"
 ALL_KEYS = "nanochat config schema"
 
 Origins = dict[str, str]
@@ -134,18 +132,6 @@ def check_variables(environ: Mapping[str, str]) -> None:
     for name in names:
         if name not in known:
             raise UsageError(f"unknown environment variable {name}", _did_you_mean(name, known) or f"unset {name}")
-
-
-def resolve_home(option: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """$NANOCHAT_HOME, the option first; absolute, and not necessarily there."""
-    environ = os.environ if environ is None else environ
-    return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
-
-
-def is_offline(option: bool = False, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether no socket may be opened."""
-    environ = os.environ if environ is None else environ
-    return option or any(environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
 
 
 def list_presets() -> dict[str, str]:

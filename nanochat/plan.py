@@ -244,7 +244,7 @@ def divide_batch(name: str, total_tokens: int, settings: Settings, world_size: i
 
 
 def estimate_memory_bytes(config: GPTConfig, rows: int, world_size: int = 1) -> int:
-    """Most memory of one device in training: float32 weights, gradients and optimizer, bf16 activations and weight copies.
+    """Most memory of one device in training: float32 weights, gradients, optimizer; bf16 activations, weight copies.
 
     Muon keeps one value per parameter, AdamW two, shared among the devices. What torch.compile saves is left out.
     """

@@ -1,1 +1,1 @@
-"""The command line: parse, validate, launch, show."""
+"""The command line: parse, validate, launch, show; everything heavy is imported inside the functions."""

@@ -1,0 +1,105 @@
+"""`nanochat config show | validate | schema`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanochat.cli.console import format_table
+from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.target import choose_target
+from nanochat.cli.train import check_devices
+
+app = new_group("See and check settings.")
+
+
+@command(app, "show", "nanochat config show --preset d20 --origin")
+def show(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Where each value came from.")] = False,
+) -> None:
+    """Print every setting, resolved: option over environment over file over preset over default."""
+    from nanochat.layers import flatten
+
+    settings, origins = resolve(invocation, preset, config, overrides, run)
+    values = flatten(settings.model_dump())
+    if invocation.as_json:
+        shown: Any = settings.model_dump()
+        if origin:
+            shown = {key: {"value": value, "origin": origins.get(key, "default")} for key, value in values.items()}
+        invocation.console.show_json(shown)
+    elif origin:
+        rows = [(key, json.dumps(value), origins.get(key, "default")) for key, value in values.items()]
+        invocation.console.show(format_table(rows))
+    else:
+        invocation.console.show(format_toml(settings.model_dump()))
+
+
+@command(app, "validate", "nanochat config validate --config mine.toml --gpus 8")
+def validate(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    gpus: Gpus = 1,
+) -> None:
+    """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
+    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.tasks.catalog import build_mixture, build_task
+
+    settings, _ = resolve(invocation, preset, config, overrides, run)
+    plan_base(settings, gpus)
+    for stage in ("mid", "sft"):
+        sketch_finetune(settings, stage, gpus)
+        if mixture := getattr(settings, stage).mixture:
+            build_mixture(mixture, "train", settings.runtime.seed)
+    for name in settings.eval.tasks:
+        build_task(name, "test", 1)
+    check_devices(settings.runtime.device, gpus)
+    if invocation.as_json:
+        invocation.console.show_json({"valid": True})
+    else:
+        invocation.console.show("the settings are valid")
+
+
+@command(app, "schema", "nanochat config schema")
+def schema(invocation: Invocation) -> None:
+    """Print every key with its default and what it means; --json prints the JSON schema."""
+    from nanochat.layers import list_fields
+    from nanochat.settings import Settings
+
+    if invocation.as_json:
+        invocation.console.show_json(Settings.model_json_schema())
+        return
+    for key, field in list_fields().items():
+        default = json.dumps(field.get_default(call_default_factory=True))
+        invocation.console.show(f"{key} = {default}\n    {' '.join((field.description or '').split())}")
+
+
+def resolve(
+    invocation: Invocation, preset: str | None, config: Path | None, overrides: list[str] | None, run: str | None
+) -> tuple[Any, dict[str, str]]:
+    """The settings of a run, or of a preset and a file (neither: the defaults), with the layers above them."""
+    if run is not None and preset is None and config is None:
+        target = choose_target(invocation, run=run, overrides=overrides)
+        return target.settings, target.origins
+    from nanochat.layers import load_settings
+
+    return load_settings(preset, config, overrides or ())
+
+
+def format_toml(tree: dict[str, dict[str, Any]]) -> str:
+    """Tables of values as TOML; a value that is unset becomes a comment."""
+    lines = []
+    for section, values in tree.items():
+        lines.append(f"[{section}]")
+        for key, value in values.items():
+            lines.append(f"# {key} is unset" if value is None else f"{key} = {json.dumps(value)}")
+        lines.append("")
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,82 @@
+"""What the command line prints: results on stdout, everything else on stderr. The only module that may print."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BOLD_RED, BOLD, RESET = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
+
+
+@dataclass(frozen=True)
+class Console:
+    """The voice of one command. quiet silences what is neither a result nor an error."""
+
+    quiet: bool = False
+    color: bool = True
+
+    def show(self, text: str) -> None:
+        """A result, to stdout."""
+        print(text)
+
+    def write(self, text: str) -> None:
+        """A piece of a result, to stdout at once, without a line break."""
+        print(text, end="", flush=True)
+
+    def show_json(self, value: Any) -> None:
+        print(json.dumps(value, indent=2, default=str))
+
+    def say(self, text: str) -> None:
+        """News, to stderr."""
+        if not self.quiet:
+            print(visible(text), file=sys.stderr, flush=True)
+
+    def suggest(self, command: str) -> None:
+        """The next useful command."""
+        self.say(f"next:  {command}")
+
+    def fail(self, message: str, hint: str = "") -> None:
+        """An error, shown even when quiet."""
+        colored = self.color and sys.stderr.isatty()
+        for word, text, style in (("error:", message, BOLD_RED), ("hint: ", hint, BOLD)):
+            if text:
+                label = f"{style}{word}{RESET}" if colored else word
+                print(f"{label} {visible(text)}", file=sys.stderr, flush=True)
+
+    def ask(self, question: str) -> bool:
+        """A yes or no on the terminal; an empty answer is no."""
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def visible(text: str) -> str:
+    """Take away control characters: paths and data may hold what steers a terminal.
+
+    >>> visible("a\\x1b[31mb")
+    'a[31mb'
+    """
+    return CONTROL.sub("", text)
+
+
+def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
+    """Align columns with two spaces between them. right: indices of columns that hold numbers.
+
+    >>> print(format_table([("base", 300), ("sft", 20)], right=[1]))
+    base  300
+    sft    20
+    """
+    cells = [[visible(str(cell)) for cell in row] for row in ([header] if header else []) + list(rows)]
+    if not cells:
+        return ""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""Start stages: the one door from the command line to the work, as a child process that inherits the terminal.
+
+The child gets the run's settings.json and nothing else; this process loads no torch. Reads the environment.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanochat.errors import CapacityError
+
+OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
+DEFAULT_HOME = "~/.cache/nanochat"
+VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
+
+
+def read_environ() -> Mapping[str, str]:
+    """The environment. Raises UsageError for a NANOCHAT_ variable that is neither known nor shaped like a setting."""
+    for name in os.environ:
+        if name.startswith("NANOCHAT_") and name not in VARIABLES and "__" not in name:
+            from nanochat.layers import check_variables
+
+            check_variables({name: ""})
+    return os.environ
+
+
+def resolve_home(option: Path | None, environ: Mapping[str, str]) -> Path:
+    """$NANOCHAT_HOME, the option first; absolute, and not necessarily there."""
+    return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
+
+
+def is_offline(option: bool, environ: Mapping[str, str]) -> bool:
+    """Whether no socket may be opened."""
+    return option or any(environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
+
+
+def stage_command(stage: str, settings: Path, gpus: int = 1, options: Sequence[str] = ()) -> list[str]:
+    """The command line of a stage's worker, under torchrun where there are several devices.
+
+    >>> stage_command("base", Path("s.json"))[1:]
+    ['-m', 'nanochat.stages', 'base', 's.json']
+    """
+    worker = ["-m", "nanochat.stages", stage, str(settings), *options]
+    if gpus == 1:
+        return [sys.executable, *worker]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", *worker]
+
+
+def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool = True) -> dict[str, str]:
+    """The child's environment: offline and colours carried over, and no module of the current folder imported."""
+    values = dict(environ)
+    if offline:
+        values |= dict.fromkeys(OFFLINE_VARIABLES, "1")
+    if not color:
+        values["NO_COLOR"] = "1"
+    root = Path(__file__).parents[2]
+    if "site-packages" not in root.parts:
+        values["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), values.get("PYTHONPATH", ""))))
+    values["PYTHONSAFEPATH"] = "1"
+    return values
+
+
+def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+    """Run a command to its end and return its exit code; 128 + the signal where one ended it.
+
+    Ctrl-C reaches the child through the terminal and SIGTERM is handed on: it is the child that saves and stops.
+    Raises CapacityError where the system killed it.
+    """
+    process = subprocess.Popen(command, env=dict(environ) if environ is not None else None)
+    with _handing_on(process):
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                continue
+    if code == -signal.SIGKILL:
+        raise CapacityError(
+            "the system killed the worker, most likely because memory ran out",
+            "nanochat resume  # after lowering batch.device_batch_size with --set",
+        )
+    return 130 if code == -signal.SIGINT else 128 - code if code < 0 else code
+
+
+def launch_stage(
+    stage: str,
+    settings: Path,
+    *,
+    gpus: int = 1,
+    options: Sequence[str] = (),
+    offline: bool = False,
+    color: bool = True,
+) -> int:
+    """Run one stage of a run in a child process; returns its exit code. The child has shown its own errors."""
+    return run_child(stage_command(stage, settings, gpus, options), child_environ(os.environ, offline, color))
+
+
+@contextmanager
+def _handing_on(process: subprocess.Popen) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

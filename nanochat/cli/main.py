@@ -1,0 +1,91 @@
+"""The `nanochat` command: its groups, and the boundary where errors become sentences and exit codes."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from nanochat import __version__
+from nanochat.cli import chat, config, doctor, download, eval, plan, presets, report, resume, run, runs, tokenize, train
+from nanochat.cli.console import Console
+from nanochat.cli.options import complete_hint, move_global_options, new_group
+from nanochat.errors import NanochatError
+
+EXIT_USAGE, EXIT_CAPACITY, EXIT_INTERRUPTED = 2, 5, 130
+
+app = new_group("Train a ChatGPT-like model end to end, from raw text to a chat window.")
+run.register(app)
+app.add_typer(download.app, name="download")
+app.add_typer(tokenize.app, name="tokenize")
+app.add_typer(train.app, name="train")
+resume.register(app)
+app.add_typer(eval.app, name="eval")
+chat.register(app)
+report.register(app)
+plan.register(app)
+app.add_typer(runs.app, name="runs")
+app.add_typer(presets.app, name="presets")
+app.add_typer(config.app, name="config")
+doctor.register(app)
+
+
+@app.callback(epilog="Example: nanochat run --preset demo")
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    """Train a ChatGPT-like model end to end, from raw text to a chat window."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. What is a bug of ours keeps its traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(color="--no-color" not in words)
+    if words == ["--version"]:
+        console.show(f"nanochat {__version__}")
+        return 0
+    try:
+        code = app(move_global_options(words), prog_name="nanochat", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except NanochatError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        console.fail(error.message, complete_hint(error.hint, words))
+        return error.exit_code
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except typer.TyperException as error:
+        return _explain_usage(console, error, words)
+    except MemoryError:
+        console.fail("out of memory", "nanochat plan  # shows what a run needs")
+        return EXIT_CAPACITY
+    except BrokenPipeError:  # `nanochat runs ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        console.fail(f"the disk is full: {error.filename or ''}".rstrip(": "), "nanochat runs rm RUN")
+        return EXIT_CAPACITY
+
+
+def _explain_usage(console: Console, error: typer.TyperException, words: list[str]) -> int:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        console.show(message)
+        return 0 if not words else EXIT_USAGE
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "nanochat"
+    sentence = message[:1].lower() + message[1:].rstrip(".")
+    console.fail(sentence, f"{path} --help")
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

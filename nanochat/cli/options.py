@@ -1,0 +1,169 @@
+"""Options that commands share, and the decorator that gives every command the global ones."""
+
+import functools
+import inspect
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanochat.cli.console import Console
+from nanochat.cli.launch import is_offline, read_environ, resolve_home
+from nanochat.paths import Workspace
+
+Preset = Annotated[str | None, typer.Option("--preset", help="A preset by name: nanochat presets ls.")]
+Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings, over the preset.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, over everything; repeatable.")
+]
+RunName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="The run; default: the preset's name.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="Devices to train on.")]
+
+GLOBAL_OPTIONS: dict[str, Any] = {
+    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")],
+    "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="Say more: the commands that are started.")],
+    "as_json": Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")],
+    "no_color": Annotated[bool, typer.Option("--no-color", help="No colours (also NO_COLOR).")],
+    "yes": Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")],
+    "offline": Annotated[bool, typer.Option("--offline", help="Open no socket (also NANOCHAT_OFFLINE=1).")],
+    "dry_run": Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")],
+    "home": Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Where everything lies.")],
+}
+GLOBAL_FLAGS = (
+    "-q",
+    "--quiet",
+    "-v",
+    "--verbose",
+    "--json",
+    "--no-color",
+    "-y",
+    "--yes",
+    "--offline",
+    "--dry-run",
+    "--debug",
+)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The global options of one command."""
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+    color: bool = True
+    yes: bool = False
+    offline: bool = False
+    dry_run: bool = False
+    debug: bool = False
+    home: Path = Path()
+    console: Console = Console()
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.home)
+
+
+def new_group(help: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], Callable]:
+    """Register a function that takes an Invocation first; it returns None or an exit code.
+
+    The global options are added to its signature, so that they work after the subcommand.
+    """
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(**values: Any) -> int:
+            shared = {key: values.pop(key) for key in GLOBAL_OPTIONS}
+            return function(build_invocation(**shared), **values) or 0
+
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[1:]
+        added = [
+            inspect.Parameter(
+                key, inspect.Parameter.KEYWORD_ONLY, default=None if key == "home" else False, annotation=kind
+            )
+            for key, kind in GLOBAL_OPTIONS.items()
+        ]
+        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+        del run.__wrapped__
+        app.command(name, epilog=f"Example: {example}")(run)
+        return function
+
+    return register
+
+
+def build_invocation(
+    no_color: bool = False, home: Path | None = None, offline: bool = False, **flags: Any
+) -> Invocation:
+    """Join the global options with the environment. Raises UsageError for an unknown NANOCHAT_ variable."""
+    environ = read_environ()
+    color = not no_color and not environ.get("NO_COLOR")
+    return Invocation(
+        **flags,
+        color=color,
+        offline=is_offline(offline, environ),
+        home=resolve_home(home, environ),
+        console=Console(quiet=flags.get("quiet", False), color=color),
+    )
+
+
+def move_global_options(words: Sequence[str]) -> list[str]:
+    """Let global options stand before the subcommand, too.
+
+    >>> move_global_options(["--home", "x", "-q", "runs", "ls"])
+    ['runs', 'ls', '--home', 'x', '-q']
+    """
+    moved: list[str] = []
+    rest = list(words)
+    while rest:
+        if rest[0] in GLOBAL_FLAGS or rest[0].startswith("--home="):
+            moved.append(rest.pop(0))
+        elif rest[0] == "--home" and len(rest) > 1:
+            moved += [rest.pop(0), rest.pop(0)]
+        else:
+            break
+    if not rest or not moved:
+        return list(words)
+    end = rest.index("--") if "--" in rest else len(rest)
+    return rest[:end] + moved + rest[end:]
+
+
+def complete_hint(hint: str, words: Sequence[str]) -> str:
+    """Make a hint that only names options a whole command: the one that was typed, with these options.
+
+    >>> complete_hint("--set batch.total_tokens=8", ["train", "base", "--set", "batch.total_tokens=7", "-q"])
+    'nanochat train base -q --set batch.total_tokens=8'
+    """
+    if not hint.startswith("--"):
+        return hint
+    option, _, value = hint.partition(" ")
+    key = value.partition("=")[0]
+    kept: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, inline = word.partition("=")
+        if name != option:
+            kept.append(word)
+            continue
+        given = inline if equals else rest.pop(0) if rest else ""
+        if option == "--set" and given.partition("=")[0].strip() != key:
+            kept += [option, given]
+    return f"nanochat {shlex.join(kept)} {hint}"

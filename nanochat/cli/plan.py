@@ -1,0 +1,129 @@
+"""`nanochat plan`: parameters, tokens, steps, disk, memory, hours and cost, before anything is started."""
+
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from nanochat.cli.config import resolve
+from nanochat.cli.console import format_table
+from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command
+from nanochat.cli.target import find_newest
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "plan", "nanochat plan --preset d20 --gpus 8")(plan)
+
+
+def plan(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    gpus: Gpus = 1,
+) -> None:
+    """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
+    from nanochat.plan import plan_base, sketch_finetune
+
+    if preset is None and config is None and run is None:
+        find_newest(invocation, allowed=False)
+    settings, _ = resolve(invocation, preset, config, overrides, run)
+    base = plan_base(settings, gpus)
+    finetunes = [sketch_finetune(settings, stage, gpus) for stage in ("mid", "sft")]
+    if invocation.as_json:
+        plans = [asdict(item) for item in (base, *finetunes)]
+        invocation.console.show_json(dict(zip(("base", "mid", "sft"), plans, strict=True)))
+        return
+    invocation.console.show(format_table(describe_base(base, settings.data.dataset)))
+    invocation.console.show("")
+    header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
+    invocation.console.show(
+        format_table([describe_stage(item) for item in (base, *finetunes)], header, [1, 2, 3, 4, 5, 6])
+    )
+    if any(item.num_steps is None for item in finetunes):
+        invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
+    choice = f"--preset {preset}" if preset else f"--config {config}" if config else f"--run {run}"
+    invocation.console.suggest(f"nanochat run {choice}" + (f" --gpus {gpus}" if gpus > 1 else ""))
+
+
+def describe_base(plan: Any, dataset: str) -> list[tuple[str, str]]:
+    """Names and values of a BasePlan, for people."""
+    from nanochat.plan import ASSUMED_MFU, DEVICE, DOLLARS_PER_DEVICE_HOUR
+
+    horizon = {
+        "num_steps": "asked for",
+        "flops": "the FLOP budget",
+        "tokens_per_param": f"{plan.tokens_per_param:.1f} tokens per parameter",
+    }[plan.horizon]
+    return [
+        ("model", f"depth {plan.depth}, width {plan.n_embd}, {plan.n_head} heads, {plan.n_kv_head} of keys and values"),
+        ("context", f"{plan.context:,} tokens"),
+        ("vocabulary", f"{plan.vocab_size:,} tokens"),
+        (
+            "parameters",
+            f"{format_count(plan.num_params)}: {format_count(plan.num_matrix_params)} in the blocks, "
+            f"{format_count(plan.num_embedding_params)} embedding, {format_count(plan.num_head_params)} head",
+        ),
+        ("FLOPs", f"{plan.flops_per_token:.3g} per token, {plan.total_flops:.3g} in all"),
+        (
+            "batch",
+            f"{plan.total_batch_tokens:,} tokens = {plan.device_batch_size} rows x {plan.context:,} x "
+            f"{plan.world_size} devices x {plan.num_microbatches} micro-batches",
+        ),
+        ("steps", f"{plan.num_steps:,} ({horizon})"),
+        ("tokens", f"{plan.num_tokens:,} = {plan.tokens_per_param:.2f} per parameter"),
+        ("text", f"about {format_count(plan.num_chars)} characters of {dataset}, {plan.num_shards:,} shards"),
+        (
+            "disk",
+            f"about {format_bytes(plan.disk_bytes)}: {format_bytes(plan.data_bytes)} of text, "
+            f"{format_bytes(plan.checkpoint_bytes)} a checkpoint",
+        ),
+        ("memory", f"about {format_bytes(plan.memory_bytes)} a device, less with torch.compile"),
+        (
+            "time",
+            f"about {format_hours(plan.hours)} and {format_dollars(plan.dollars)} on {plan.world_size} x {DEVICE} "
+            f"(at {ASSUMED_MFU:.0%} of the peak, ${DOLLARS_PER_DEVICE_HOUR:.0f} an hour each)",
+        ),
+    ]
+
+
+def describe_stage(plan: Any) -> tuple[str, ...]:
+    """A line of the table of stages."""
+    return (
+        getattr(plan, "stage", "base"),
+        "-" if plan.num_steps is None else f"{plan.num_steps:,}",
+        "-" if plan.num_tokens is None else format_count(plan.num_tokens),
+        f"{plan.total_batch_tokens:,}",
+        f"{plan.num_microbatches:,}",
+        "-" if plan.hours is None else format_hours(plan.hours),
+        "-" if plan.dollars is None else format_dollars(plan.dollars),
+    )
+
+
+def format_count(number: int) -> str:
+    """
+    >>> format_count(521_994_240), format_count(10_439_622_656), format_count(1024)
+    ('522.0M', '10.44B', '1,024')
+    """
+    if number >= 1e9:
+        return f"{number / 1e9:,.2f}B"
+    return f"{number / 1e6:,.1f}M" if number >= 1e6 else f"{number:,}"
+
+
+def format_bytes(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
+
+
+def format_hours(hours: float) -> str:
+    """
+    >>> format_hours(3.09), format_hours(0.5), format_hours(0.0001)
+    ('3.1 h', '30 min', '0.4 s')
+    """
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
+
+
+def format_dollars(dollars: float) -> str:
+    return f"${dollars:,.0f}" if dollars >= 10 else f"${dollars:,.2f}"

@@ -1,0 +1,48 @@
+"""`nanochat report`: report.md and report.html of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.options import Invocation, command
+from nanochat.cli.target import choose_run
+from nanochat.errors import UsageError
+from nanochat.paths import RunPaths
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "report", "nanochat report demo")(report)
+
+
+def report(
+    invocation: Invocation,
+    run: Annotated[str | None, typer.Argument(help="The run; default: the newest.")] = None,
+) -> None:
+    """Write report.md and report.html from what the run has left so far."""
+    paths = choose_run(invocation, run)
+    if invocation.dry_run:
+        invocation.console.show(f"would write {paths.report_md} and {paths.report_html}")
+        return
+    written = write_report(paths)
+    if invocation.as_json:
+        invocation.console.show_json([str(path) for path in written])
+    else:
+        for path in written:
+            invocation.console.show(str(path))
+    invocation.console.suggest(f"nanochat chat {paths.name}")
+
+
+def write_report(run: RunPaths) -> list[Path]:
+    """Collect, render and write; returns the two files."""
+    from nanochat.report.collect import collect_report
+    from nanochat.report.html import render_html
+    from nanochat.report.markdown import render_markdown
+
+    data = collect_report(run)
+    try:
+        run.report_md.write_text(render_markdown(data), encoding="utf-8")
+        run.report_html.write_text(render_html(data), encoding="utf-8")
+    except PermissionError as error:
+        raise UsageError(f"cannot write {error.filename}: {error.strerror}", "nanochat runs ls") from None
+    return [run.report_md, run.report_html]

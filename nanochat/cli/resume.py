@@ -1,0 +1,49 @@
+"""`nanochat resume`: continue whatever stage was interrupted."""
+
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.options import Gpus, Invocation, Overrides, command
+from nanochat.cli.target import choose_run, choose_target, has_started, is_done
+from nanochat.cli.train import train
+from nanochat.errors import MissingError
+from nanochat.paths import RunPaths
+
+STAGES = ("base", "mid", "sft")
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "resume", "nanochat resume d20 --gpus 8")(resume)
+
+
+def resume(
+    invocation: Invocation,
+    run: Annotated[str | None, typer.Argument(help="The run; default: the newest interrupted one.")] = None,
+    overrides: Overrides = None,
+    gpus: Gpus = 1,
+) -> int:
+    """Continue the stage that was interrupted, from its newest good checkpoint."""
+    paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
+    stage = find_interrupted(paths)
+    if stage is None:
+        done = [name for name in STAGES if is_done(paths, name)]
+        raise MissingError(
+            f"no stage of run {paths.name!r} was interrupted ({', '.join(done) or 'nothing'} done)",
+            f"nanochat run --run {paths.name}",
+        )
+    invocation.console.say(f"resuming {stage} of run {paths.name}")
+    return train(stage, invocation, choose_target(invocation, run=paths.name, overrides=overrides), gpus)
+
+
+def find_interrupted(run: RunPaths) -> str | None:
+    """The first stage that was started and not finished."""
+    return next((stage for stage in STAGES if has_started(run, stage) and not is_done(run, stage)), None)
+
+
+def find_interrupted_run(invocation: Invocation) -> RunPaths:
+    """The newest run with an interrupted stage, else the newest run."""
+    runs = invocation.workspace.list_runs()
+    if not runs:
+        raise MissingError(f"there is no run in {invocation.workspace.runs}", "nanochat run --preset demo")
+    return next((run for run in reversed(runs) if find_interrupted(run)), runs[-1])

@@ -1,0 +1,158 @@
+"""`nanochat runs ls | show | path | rm`."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanochat.cli.console import format_table
+from nanochat.cli.options import Invocation, command, new_group
+from nanochat.cli.target import choose_run, has_started, is_done, read_result
+from nanochat.errors import UsageError
+from nanochat.paths import RunPaths
+
+app = new_group("See and remove runs.")
+
+STAGES = ("tokenizer", "base", "mid", "sft")
+Run = Annotated[str | None, typer.Argument(help="The run; default: the newest.")]
+
+
+@command(app, "ls", "nanochat runs ls")
+def list_runs(invocation: Invocation) -> None:
+    """List the runs, the newest last."""
+    found = [describe_run(run) for run in invocation.workspace.list_runs()]
+    if invocation.as_json:
+        invocation.console.show_json(found)
+        return
+    if not found:
+        invocation.console.say(f"there is no run in {invocation.workspace.runs}")
+        invocation.console.suggest("nanochat run --preset demo")
+        return
+    rows = [
+        (
+            run["run"],
+            run["preset"] or "-",
+            *(run["stages"][stage] for stage in STAGES),
+            _size(run["bytes"]),
+            run["changed"],
+        )
+        for run in found
+    ]
+    invocation.console.show(format_table(rows, ("run", "preset", *STAGES, "size", "changed"), right=[6]))
+
+
+@command(app, "show", "nanochat runs show demo")
+def show_run(invocation: Invocation, run: Run = None) -> None:
+    """Show how far a run is, and what came out."""
+    from nanochat.cli.eval import list_scores, show_scores
+
+    paths = choose_run(invocation, run)
+    description = describe_run(paths)
+    scores = list_scores(paths)
+    if invocation.as_json:
+        results = {stage: read_result(paths, stage) for stage in STAGES}
+        plain = [{key: value for key, value in score.items() if key != "samples"} for score in scores]
+        invocation.console.show_json(description | {"results": results, "scores": plain})
+        return
+    console = invocation.console
+    console.show(f"{paths.name}  {paths.root}  preset {description['preset'] or '-'}  {_size(description['bytes'])}")
+    rows = []
+    for stage in STAGES:
+        result = read_result(paths, stage)
+        loss, bpb, seconds = result.get("loss"), result.get("val_bpb"), result.get("seconds")
+        rows.append(
+            (
+                stage,
+                description["stages"][stage],
+                "-" if result.get("step") is None else f"{result['step']:,}",
+                "-" if loss is None else f"{loss:.4f}",
+                "-" if bpb is None else f"{bpb:.4f}",
+                "-" if seconds is None else f"{seconds:,.0f} s",
+                " ".join(f"@{step}" for step in paths.stage(stage).steps()),
+            )
+        )
+    header = ("stage", "status", "steps", "loss", "val bpb", "time", "checkpoints")
+    console.show(format_table(rows, header, right=[2, 3, 4, 5]))
+    if scores:
+        show_scores(invocation, scores)
+
+
+@command(app, "path", "nanochat runs path demo/sft")
+def show_path(
+    invocation: Invocation,
+    name: Annotated[str | None, typer.Argument(help="RUN, RUN/STAGE or RUN/STAGE@STEP.")] = None,
+) -> None:
+    """Print where a run, or the checkpoint of a model, lies."""
+    if name is None or "/" not in name:
+        path = choose_run(invocation, name).root
+    else:
+        path = invocation.workspace.resolve_model(name).checkpoint
+    if invocation.as_json:
+        invocation.console.show_json(str(path))
+    else:
+        invocation.console.show(str(path))
+
+
+@command(app, "rm", "nanochat runs rm demo")
+def remove_runs(
+    invocation: Invocation, runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs.")]
+) -> None:
+    """Remove runs with all their checkpoints."""
+    from nanochat.stages.lock import lock_run
+
+    paths = [choose_run(invocation, run) for run in runs]
+    for run in paths:
+        size = _size(count_bytes(run.root))
+        if invocation.dry_run:
+            invocation.console.show(f"would remove {run.root} ({size})")
+            continue
+        if not invocation.yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"removing run {run.name!r} ({size}) wants a yes", f"nanochat runs rm {run.name} -y")
+            if not invocation.console.ask(f"remove run {run.name} ({size})?"):
+                invocation.console.say(f"run {run.name} is kept")
+                continue
+        with lock_run(run):
+            shutil.rmtree(run.root)
+        invocation.console.say(f"removed {run.root} ({size})")
+
+
+def describe_run(run: RunPaths) -> dict[str, Any]:
+    """Name, preset, status of each stage, bytes on disk, time of the last change."""
+    try:
+        preset = json.loads(run.settings.read_text(encoding="utf-8")).get("preset")
+    except (OSError, ValueError, AttributeError):
+        preset = None
+    stages = {}
+    for stage in STAGES:
+        steps = run.stage(stage).steps()
+        unfinished = f"at {steps[-1]}" if steps else "started"
+        stages[stage] = "done" if is_done(run, stage) else unfinished if has_started(run, stage) else "-"
+    changed = max((path.stat().st_mtime for path in run.root.iterdir()), default=0.0)
+    return {
+        "run": run.name,
+        "preset": preset,
+        "stages": stages,
+        "bytes": count_bytes(run.root),
+        "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
+        "path": str(run.root),
+    }
+
+
+def count_bytes(folder: Path) -> int:
+    """Bytes of all files of a folder; a file that vanishes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

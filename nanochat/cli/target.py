@@ -1,0 +1,200 @@
+"""Which run a command means, and with which settings: a new one, or one that is there and may not contradict itself."""
+
+import errno
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat import __version__
+from nanochat.cli.launch import read_environ
+from nanochat.cli.options import Invocation
+from nanochat.errors import CapacityError, MissingError, UsageError
+from nanochat.paths import RunPaths
+
+if TYPE_CHECKING:
+    from nanochat.settings import Settings
+
+FREE = frozenset(
+    {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "batch.device_batch_size"}
+    | {"checkpoint.every", "checkpoint.keep"}
+    | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "sample_every")}
+)
+"""Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""
+
+SHARED = ("model", "batch", "runtime")
+"""Tables that every training stage hangs on."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run and its settings, checked but not yet written."""
+
+    run: RunPaths
+    preset: str | None
+    settings: "Settings"
+    origins: dict[str, str]
+    is_new: bool
+    changed: dict[str, tuple[Any, Any]]
+    choice: str
+    """The options that choose this run again, for hints."""
+
+    def written(self) -> "Target":
+        """The same target once its settings are on disk."""
+        return replace(self, is_new=False, changed={}, choice=f"--run {self.run.name}")
+
+
+def choose_target(
+    invocation: Invocation,
+    preset: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] | None = None,
+    run: str | None = None,
+    *,
+    newest: bool = False,
+) -> Target:
+    """Find or name the run. newest: without preset, config and run take the run that was touched last.
+
+    Raises UsageError where the settings contradict what the run has already trained.
+    """
+    from nanochat.layers import apply_wishes, load_settings, read_environment, read_override, read_saved
+
+    if preset is None and config is None and run is None:
+        run = find_newest(invocation, newest).name
+        invocation.console.say(f"run {run}, the newest")
+    name = run or preset or (config.stem if config else "")
+    paths = invocation.workspace.run(name)
+    exists = paths.settings.is_file()
+    choice = f"--run {name}"
+    if preset is None and config is None:
+        if not exists:
+            raise MissingError(
+                f"there is no run {name!r} in {invocation.workspace.runs}", f"nanochat run --preset demo --run {name}"
+            )
+        preset, saved, origins = read_saved(paths.settings)
+        wishes = [*read_environment(read_environ()), *(read_override(text) for text in overrides or ())]
+        settings, origins = apply_wishes(saved, wishes, origins)
+    else:
+        settings, origins = load_settings(preset, config, overrides or (), read_environ())
+        if not exists:
+            given = [("--preset", preset), ("--config", config), ("--run", run)]
+            given += [("--set", text) for text in overrides or ()]
+            choice = shlex.join(word for option, value in given if value for word in (option, str(value)))
+            return Target(paths, preset, settings, origins, True, {}, choice)
+        saved = read_saved(paths.settings)[1]
+    changed = find_changes(paths, saved, settings)
+    return Target(paths, preset, settings, origins, False, changed, choice)
+
+
+def find_newest(invocation: Invocation, allowed: bool = True) -> RunPaths:
+    """The run that was touched last. Raises where there is none or the command needs an explicit choice."""
+    if not allowed:
+        raise UsageError("neither --preset nor --config nor --run says what to train", "--preset demo")
+    runs = invocation.workspace.list_runs()
+    if not runs:
+        raise MissingError(f"there is no run in {invocation.workspace.runs}", "nanochat run --preset demo")
+    return runs[-1]
+
+
+def choose_run(invocation: Invocation, name: str | None) -> RunPaths:
+    """A run that exists: by name, else the newest, which is said."""
+    if name is None:
+        run = find_newest(invocation)
+        invocation.console.say(f"run {run.name}, the newest")
+        return run
+    run = invocation.workspace.run(name)
+    if not run.settings.is_file():
+        raise MissingError(f"there is no run {name!r} in {invocation.workspace.runs}", "nanochat runs ls")
+    return run
+
+
+def find_changes(run: RunPaths, saved: "Settings", settings: "Settings") -> dict[str, tuple[Any, Any]]:
+    """What differs from the run's saved settings. Raises UsageError where a stage has already used it."""
+    from nanochat.layers import differing_keys
+
+    changed = differing_keys(saved, settings)
+    for key, (before, now) in changed.items():
+        stage = find_user(run, key)
+        if stage is not None:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise UsageError(
+                f"run {run.name!r} has trained its {stage} with {key} = {_show(before)}, not {_show(now)}{more}",
+                f"--run {run.name}-2  # a new run; `--run {run.name}` without --preset keeps the run's settings",
+            )
+    return changed
+
+
+def find_user(run: RunPaths, key: str) -> str | None:
+    """The first stage of the run that has used a setting, None where it may still change."""
+    section = key.partition(".")[0]
+    if key in FREE or section == "eval":
+        return None
+    if section in ("tokenizer", "data") or key == "runtime.seed":
+        if run.tokenizer.is_dir():
+            return "tokenizer"
+    stages = ("base", "mid", "sft") if section in (*SHARED, "data") else (section,)
+    return next((stage for stage in stages if has_started(run, stage)), None)
+
+
+def has_started(run: RunPaths, stage: str) -> bool:
+    if stage == "tokenizer":
+        return run.tokenizer.is_dir()
+    return run.stage(stage).plan.is_file() or bool(run.stage(stage).steps())
+
+
+def is_done(run: RunPaths, stage: str) -> bool:
+    return run.tokenizer.is_dir() if stage == "tokenizer" else run.stage(stage).result.is_file()
+
+
+def read_result(run: RunPaths, stage: str) -> dict[str, Any]:
+    """The result of a finished stage; {} where it cannot be read."""
+    path = run.tokenizer / "result.json" if stage == "tokenizer" else run.stage(stage).result
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_target(invocation: Invocation, target: Target) -> None:
+    """Write the run's settings, and beside them what it runs on; says what changed."""
+    from nanochat.layers import save_settings
+    from nanochat.report.environment import describe_environment
+
+    for key, (before, now) in target.changed.items():
+        invocation.console.say(f"run {target.run.name}: {key} was {_show(before)}, is now {_show(now)}")
+    if not target.is_new and not target.changed:
+        return
+    try:
+        save_settings(target.run.settings, target.preset, target.settings, target.origins, __version__)
+        environment = target.run.root / "environment.json"
+        environment.write_text(json.dumps(describe_environment(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UsageError(f"cannot write {target.run.root}: {error.strerror}", "--home DIR") from None
+
+
+def check_dataset(invocation: Invocation, name: str) -> None:
+    """Raise MissingError where the pretraining text is neither there nor made on the spot."""
+    folder = invocation.workspace.dataset(name)
+    if name != "demo" and not (folder / "shards.json").is_file():
+        raise MissingError(f"data set {name!r} is not in {folder}", f"nanochat download import DIR --name {name}")
+
+
+def check_disk(invocation: Invocation, needed: int) -> None:
+    """Raise CapacityError where a stage's checkpoints do not fit on the disk."""
+    folder = next(path for path in (invocation.home, *invocation.home.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CapacityError(
+            f"{needed / 1e9:.1f} GB of checkpoints do not fit: {free / 1e9:.1f} GB are free at {invocation.home}",
+            "--home DIR",
+        )
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,0 +1,60 @@
+"""`nanochat tokenize train | encode`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result
+from nanochat.cli.train import describe_result, start
+from nanochat.errors import UsageError
+
+app = new_group("Train a tokenizer, and see what it does to text.")
+
+
+@command(app, "train", "nanochat tokenize train --preset demo")
+def train_tokenizer(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+) -> int:
+    """Train the run's tokenizer on its pretraining text."""
+    target = choose_target(invocation, preset, config, overrides, run)
+    if is_done(target.run, "tokenizer"):
+        done = describe_result("tokenizer", read_result(target.run, "tokenizer"))
+        invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
+    else:
+        check_dataset(invocation, target.settings.data.dataset)
+        code = start("tokenizer", invocation, target)
+        if code or invocation.dry_run:
+            return code
+    if invocation.as_json:
+        invocation.console.show_json(read_result(target.run, "tokenizer"))
+    invocation.console.suggest(f"nanochat train base --run {target.run.name}")
+    return 0
+
+
+@command(app, "encode", "nanochat tokenize encode 'How many r are in strawberry?' --run demo")
+def encode_text(
+    invocation: Invocation,
+    text: Annotated[str | None, typer.Argument(help="The text; default: standard input.")] = None,
+    run: RunName = None,
+) -> None:
+    """Show the tokens of a text: id and bytes, one a line."""
+    from nanochat.tokenizer.bpe import load_tokenizer
+
+    if text is None and sys.stdin.isatty():
+        raise UsageError("there is no text to encode", "nanochat tokenize encode 'some text'")
+    paths = choose_run(invocation, run)
+    tokenizer = load_tokenizer(paths.tokenizer)
+    ids = tokenizer.encode(sys.stdin.read() if text is None else text)
+    if invocation.as_json:
+        invocation.console.show_json(ids)
+        return
+    for token in ids:
+        piece = tokenizer.decode_bytes([token])
+        invocation.console.show(f"{token:>6}  {piece!r}")
+    invocation.console.say(f"{len(ids)} tokens")

@@ -1,0 +1,137 @@
+"""`nanochat train base | mid | sft`."""
+
+from typing import TYPE_CHECKING, Any
+
+from nanochat.cli.launch import launch_stage, stage_command
+from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
+from nanochat.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from nanochat.settings import Settings
+
+app = new_group("Train one stage of a run.")
+
+BEFORE = {"base": "tokenizer", "mid": "base", "sft": "mid"}
+COMMAND = {"tokenizer": "tokenize train", "base": "train base", "mid": "train mid", "sft": "train sft"}
+
+
+@command(app, "base", "nanochat train base --preset d20 --gpus 8")
+def train_base(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    gpus: Gpus = 1,
+) -> int:
+    """Pretrain the base model on packed documents."""
+    return train("base", invocation, choose_target(invocation, preset, config, overrides, run), gpus)
+
+
+@command(app, "mid", "nanochat train mid --run d20 --gpus 8")
+def train_mid(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    gpus: Gpus = 1,
+) -> int:
+    """Midtrain the base model on conversations and tool calls."""
+    return train("mid", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+
+
+@command(app, "sft", "nanochat train sft --run d20")
+def train_sft(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    gpus: Gpus = 1,
+) -> int:
+    """Fine-tune the midtrained model on a smaller mixture, at a fraction of the rates."""
+    return train("sft", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+
+
+def train(stage: str, invocation: Invocation, target: Target, gpus: int) -> int:
+    """Check a training stage, start it, and show its result and the next command."""
+    run = target.run
+    check_stage(stage, invocation, target.settings, gpus)
+    if is_done(run, stage):
+        invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
+    else:
+        before = BEFORE[stage]
+        if not is_done(run, before):
+            unfinished = before != "tokenizer" and run.stage(before).steps()
+            raise MissingError(
+                f"run {run.name!r} has no finished {before} to start {stage} from",
+                f"nanochat resume {run.name}" if unfinished else f"nanochat {COMMAND[before]} {target.choice}",
+            )
+        if stage == "base":
+            check_dataset(invocation, target.settings.data.dataset)
+        code = start(stage, invocation, target, gpus)
+        if code or invocation.dry_run:
+            return code
+    if invocation.as_json:
+        invocation.console.show_json(read_result(run, stage))
+    following = {"base": f"nanochat train mid --run {run.name}", "mid": f"nanochat train sft --run {run.name}"}
+    invocation.console.suggest(following.get(stage, f"nanochat chat {run.name}"))
+    return 0
+
+
+def start(stage: str, invocation: Invocation, target: Target, gpus: int = 1, options: tuple[str, ...] = ()) -> int:
+    """Write the settings and run the stage's worker; a dry run shows what would be started."""
+    flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
+    shown = " ".join(stage_command(stage, target.run.settings, gpus, flags))
+    if invocation.dry_run:
+        invocation.console.show(shown)
+        return 0
+    write_target(invocation, target)
+    if invocation.verbose:
+        invocation.console.say(shown)
+    return launch_stage(
+        stage, target.run.settings, gpus=gpus, options=flags, offline=invocation.offline, color=invocation.color
+    )
+
+
+def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: int) -> Any:
+    """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
+    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.tasks.catalog import build_mixture
+
+    plan = plan_base(settings, gpus) if stage == "base" else sketch_finetune(settings, stage, gpus)  # type: ignore[arg-type]
+    if stage != "base":
+        mixture = getattr(settings, stage).mixture
+        if not mixture:
+            raise UsageError(
+                f"{stage}.mixture is empty: there is nothing to train on",
+                f"--set {stage}.mixture=letters:5000,identity",
+            )
+        build_mixture(mixture, "train", settings.runtime.seed)
+    check_devices(settings.runtime.device, gpus)
+    check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
+    return plan
+
+
+def check_devices(device: str, gpus: int) -> None:
+    """Raise UsageError where fewer GPUs are there than asked for; a machine without any may use processes instead."""
+    if gpus > 1 and device in ("auto", "cuda"):
+        from nanochat.report.environment import gpu_names
+
+        found = len(gpu_names())
+        if 0 < found < gpus:
+            raise UsageError(f"--gpus {gpus}, but this machine has {found}", f"--gpus {found}")
+
+
+def describe_result(stage: str, result: dict[str, Any]) -> str:
+    """`base is done (300 steps, 1.0123 bits per byte)`"""
+    facts = []
+    if isinstance(result.get("step"), int):
+        facts.append(f"{result['step']:,} steps")
+    if isinstance(result.get("vocab_size"), int):
+        facts.append(f"{result['vocab_size']:,} tokens")
+    if isinstance(result.get("val_bpb"), float):
+        facts.append(f"{result['val_bpb']:.4f} bits per byte")
+    return f"{stage} is done" + (f" ({', '.join(facts)})" if facts else "")
