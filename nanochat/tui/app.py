@@ -272,4 +272,5 @@ class ChatApp(App[None]):
             parts.append(f"{session.tokens_per_second:.1f} tok/s")
         if self._busy:
             parts.append("answering")
-        self.query_one("#status", Static).update("   ".join(parts))
+        for status in self.query("#status").results(Static):  # none where the timer ticks while the app closes
+            status.update("   ".join(parts))
