@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+MAX_SOFTCAP = 60.0  # exp of a capped logit, times any vocabulary, stays within float32
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -23,6 +25,8 @@ class GPTConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "context", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is less than 1")
+        if not 0 < self.softcap <= MAX_SOFTCAP:
+            raise ValueError(f"softcap = {self.softcap} is not in (0, {MAX_SOFTCAP:.0f}]")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
         if self.head_dim % 2:

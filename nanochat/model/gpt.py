@@ -6,6 +6,7 @@ Legend: B batch, T tokens, C width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 
 from nanochat.model.attention import Attention, Cache, Linear, build_rotation, normalize
 from nanochat.model.config import GPTConfig
-from nanochat.model.loss import capped_logits, softcap_cross_entropy, softcap_token_nll
+from nanochat.model.loss import (
+    ChunkLoss,
+    capped_logits,
+    compute_chunk_loss,
+    softcap_cross_entropy,
+    softcap_token_nll,
+)
 
 
 class MLP(nn.Module):
@@ -88,9 +95,33 @@ class GPT(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Summed loss in nats over the targets (B, T) int64 that are not IGNORED: a float32 scalar."""
-        flat_weights = None if weights is None else weights.flatten()
-        hidden = self.hidden(ids).flatten(0, 1)
-        return softcap_cross_entropy(hidden, self.head_weight, targets.flatten(), flat_weights, self.config.softcap)
+        return self._loss(self.hidden(ids), targets, weights)
+
+    def compile_loss(self) -> Callable[..., Tensor]:
+        """The function `loss`, compiled: the trunk as one graph, the head chunk by chunk.
+
+        Compiles at its first call, where torch may raise the errors of its compiler, and once more for every other
+        shape.
+        """
+        hidden = torch.compile(self.hidden, dynamic=False)
+        chunk_loss = torch.compile(compute_chunk_loss, dynamic=False)
+
+        def loss(ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+            return self._loss(hidden(ids), targets, weights, chunk_loss)
+
+        return loss
+
+    def _loss(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None, chunk_loss: ChunkLoss | None = None
+    ) -> Tensor:
+        return softcap_cross_entropy(
+            hidden.flatten(0, 1),
+            self.head_weight,
+            targets.flatten(),
+            None if weights is None else weights.flatten(),
+            self.config.softcap,
+            chunk_loss=chunk_loss,
+        )
 
     def token_nll(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood in nats of each target, (B, T) float32; 0 where IGNORED. No gradient."""

@@ -7,6 +7,7 @@ pass has nothing left to do but scale. Knows neither models nor ranks.
 Legend: N tokens, C width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,17 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -1  # the target id that costs nothing; the same number everywhere
-CHUNK_LOGITS = 1 << 22  # logits of one chunk: 16 MiB in float32, which stays near the cache
+CPU_CHUNK_LOGITS = 1 << 22  # 16 MiB in float32: half of a common last-level cache, measured fastest on two cores
+CHUNK_LOGITS = 1 << 27  # 512 MiB on an accelerator: enough tokens a chunk that the products stay compute-bound
+MIN_CHUNK_TOKENS = 256  # fewer make the products thin, and each chunk adds a whole weight gradient
+
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
-def rows_per_chunk(vocab_size: int) -> int:
-    """Tokens of a chunk, at least 64 so that the matrix products stay efficient."""
-    return max(64, CHUNK_LOGITS // vocab_size)
+def plan_chunk_tokens(num_tokens: int, vocab_size: int, device: torch.device) -> int:
+    """Tokens of a chunk: equal chunks that respect the limit of the device.
+
+    >>> plan_chunk_tokens(4096, 8192, torch.device("cpu")), plan_chunk_tokens(4096, 512, torch.device("cpu"))
+    (512, 4096)
+    """
+    limit = max(MIN_CHUNK_TOKENS, (CPU_CHUNK_LOGITS if device.type == "cpu" else CHUNK_LOGITS) // vocab_size)
+    num_chunks = max(1, -(-num_tokens // limit))
+    return max(1, -(-num_tokens // num_chunks))
 
 
 def capped_logits(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
     """Logits (..., V) float32 of hidden (..., C), within (-softcap, softcap)."""
-    return softcap * torch.tanh(F.linear(hidden, weight.to(hidden.dtype)).float() / softcap)
+    logits = F.linear(hidden, weight.to(hidden.dtype))
+    return softcap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / softcap)
 
 
 def softcap_token_nll(
@@ -34,7 +46,7 @@ def softcap_token_nll(
 
     hidden: (N, C). weight: (V, C). No gradient.
     """
-    chunk = chunk_tokens or rows_per_chunk(weight.size(0))
+    chunk = chunk_tokens or plan_chunk_tokens(hidden.size(0), weight.size(0), hidden.device)
     with torch.no_grad():
         pieces = [
             F.cross_entropy(capped_logits(h, weight, softcap), t, ignore_index=IGNORED, reduction="none")
@@ -50,58 +62,83 @@ def softcap_cross_entropy(
     weights: Tensor | None = None,
     softcap: float = 15.0,
     chunk_tokens: int | None = None,
+    chunk_loss: ChunkLoss | None = None,
 ) -> Tensor:
     """Summed loss in nats, a float32 scalar, differentiable in hidden and weight.
 
     hidden: (N, C). weight: (V, C) float32. targets: (N,) int64, IGNORED costs nothing. weights: (N,) float32, a
     factor of each token's loss (1 where None). Where every target is ignored the loss and its gradients are 0.
+    chunk_loss: compute_chunk_loss, compiled or not; compiled it nearly halves the time on a CPU.
     """
-    scale = targets.ne(IGNORED).float()
+    scale = targets.ne(IGNORED).to(torch.promote_types(hidden.dtype, torch.float32))
     if weights is not None:
         scale = scale * weights
-    chunk = chunk_tokens or rows_per_chunk(weight.size(0))
-    return _ChunkedLoss.apply(hidden, weight, targets.clamp_min(0), scale, softcap, chunk)  # type: ignore[no-any-return]
+    chunk = chunk_tokens or plan_chunk_tokens(hidden.size(0), weight.size(0), hidden.device)
+    targets = targets.clamp_min(0)
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
+        return (softcap_token_nll(hidden, weight, targets, softcap, chunk) * scale).sum()
+    return _ChunkedLoss.apply(  # type: ignore[no-any-return]
+        hidden, weight, targets, scale, softcap, chunk, chunk_loss or compute_chunk_loss
+    )
+
+
+def compute_chunk_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, softcap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk with its gradients in hidden (n, C) and weight (V, C), all computed at once.
+
+    hidden and weight: the compute dtype. targets: (n,) int64, none IGNORED. scale: (n,) factor of each token's loss.
+    The exponentials need no shift by their maximum: the cap keeps them between exp(-softcap) and exp(softcap).
+    """
+    index = targets[:, None]
+    logits = F.linear(hidden, weight)
+    capped = logits.to(torch.promote_types(logits.dtype, torch.float32)).mul_(1 / softcap).tanh_()  # logits / softcap
+    target = capped.gather(1, index).squeeze(1) * softcap
+    grad = torch.mul(capped, softcap).exp_()
+    total = grad.sum(dim=-1)
+    loss = ((total.log() - target) * scale).sum()
+    grad.mul_((scale / total)[:, None]).scatter_add_(1, index, -scale[:, None])  # softmax - one-hot
+    grad.addcmul_(grad, capped.square_(), value=-1)  # through the cap: d softcap * tanh(x / softcap) / dx
+    grad = grad.to(hidden.dtype)
+    return loss, grad @ weight, grad.T @ hidden
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Computes the gradients in the forward pass; backward multiplies them by the gradient of the sum."""
+    """Computes the gradients in the forward pass; backward multiplies them by the gradient of the sum.
+
+    The weight's gradient adds up in the type of the weight, float32, whatever the compute dtype.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, softcap: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        softcap: float,
+        chunk: int,
+        chunk_loss: ChunkLoss,
     ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         cast_weight = weight.to(hidden.dtype)
+        total = scale.new_zeros(())
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            h, s = hidden[rows], scale[rows]
-            capped = torch.tanh(F.linear(h, cast_weight).float() / softcap)  # (n, V), logits / softcap
-            index = targets[rows, None]
-            log_z = torch.logsumexp(capped * softcap, dim=-1)
-            nll = log_z - softcap * capped.gather(1, index).squeeze(1)
-            total = total + (nll * s).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            grad = torch.exp(capped * softcap - log_z[:, None])  # softmax
-            grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
-            grad *= (1 - capped * capped) * s[:, None]  # through the cap: d softcap*tanh(x/softcap) / dx
-            grad = grad.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = grad @ cast_weight
-            if grad_weight is not None:
-                grad_weight += (grad.T @ h).float()
-        ctx.save_for_backward(*(g for g in (grad_hidden, grad_weight) if g is not None))
+            loss, grad_rows, grad_chunk = chunk_loss(hidden[rows], cast_weight, targets[rows], scale[rows], softcap)
+            total += loss
+            grad_hidden[rows] = grad_rows
+            grad_weight += grad_chunk
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
-        saved, scale = list(ctx.saved_tensors), grad_outputs[0]
-        grad_hidden = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden = saved.pop(0)
-            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = saved.pop(0) * scale
-        return grad_hidden, grad_weight, None, None, None, None
+        grad_hidden, grad_weight = ctx.saved_tensors
+        wanted_hidden, wanted_weight = ctx.needs_input_grad[:2]
+        scale = grad_outputs[0]
+        return (
+            grad_hidden * scale.to(grad_hidden.dtype) if wanted_hidden else None,
+            grad_weight * scale.to(grad_weight.dtype) if wanted_weight else None,
+            *(None,) * 5,
+        )
