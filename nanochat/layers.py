@@ -25,7 +25,7 @@ from nanochat.settings import Settings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 PREFIX = "NANOCHAT_"
 KNOWN_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
@@ -145,9 +145,12 @@ def load_preset(name: str) -> str:
     if name not in presets:
         hint = "nanochat presets ls"
         if name.endswith(".toml"):
-            hint = f"--config {name}"
-        elif near := difflib.get_close_matches(name, presets, n=1, cutoff=0.5):
-            hint = f"did you mean {near[0]}? nanochat presets ls shows all"
+            hint = f"a file is given with --config {name}"
+        elif near := difflib.get_close_matches(name, list(presets), n=3, cutoff=0.5):
+            likest = max(
+                (p for p in presets if p in near), key=lambda preset: len(os.path.commonprefix([preset, name]))
+            )
+            hint = f"did you mean {likest}? nanochat presets ls shows all"
         raise UsageError(f"there is no preset {name!r}, only {', '.join(presets)}", hint)
     return presets[name]
 
@@ -276,10 +279,10 @@ def _check_key(key: str, place: str) -> None:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:  # a forgotten or a wrong section: `matrix_lr`, `model.matrix_lr`
-        last = name.rpartition(".")[2]
-        near = [key for key in known if key.rpartition(".")[2] == last][:1]
+    last = name.rpartition(".")[2]  # a forgotten or a wrong table: `matrix_lr`, `model.matrix_lr`
+    near = [key for key in known if "." in key and key.rpartition(".")[2] == last]
+    near.sort(key=lambda key: -difflib.SequenceMatcher(None, key, name).ratio() if "." in name else 0)
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else ""
 
 

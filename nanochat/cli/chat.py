@@ -60,7 +60,7 @@ def talk(invocation: Invocation, session: Any, prompt: str | None, plain: bool) 
         return run_plain(session, input if is_terminal else _read_line, console.write, console.say)
     from nanochat.tui.app import ChatApp
 
-    ChatApp(session).run()
+    ChatApp(session, invocation.home / "chats").run()
     return 0
 
 

@@ -34,7 +34,7 @@ def show(
             shown = {key: {"value": value, "origin": origins.get(key, "default")} for key, value in values.items()}
         invocation.console.show_json(shown)
     elif origin:
-        rows = [(key, json.dumps(value), origins.get(key, "default")) for key, value in values.items()]
+        rows = [(key, origins.get(key, "default"), json.dumps(value)) for key, value in values.items()]
         invocation.console.show(format_table(rows))
     else:
         invocation.console.show(format_toml(settings.model_dump()))

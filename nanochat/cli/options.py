@@ -153,17 +153,20 @@ def complete_hint(hint: str, words: Sequence[str]) -> str:
     """
     if not hint.startswith("--"):
         return hint
-    option, _, value = hint.partition(" ")
-    key = value.partition("=")[0]
+    named = shlex.split(hint, comments=True)
+    replaced = {
+        name if name != "--set" else f"--set {value.partition('=')[0]}"
+        for name, value in zip(named, named[1:], strict=False)
+    }
     kept: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         name, equals, inline = word.partition("=")
-        if name != option:
+        if name not in named or not name.startswith("--"):
             kept.append(word)
             continue
         given = inline if equals else rest.pop(0) if rest else ""
-        if option == "--set" and given.partition("=")[0].strip() != key:
-            kept += [option, given]
+        if name == "--set" and f"--set {given.partition('=')[0].strip()}" not in replaced:
+            kept += [name, given]
     return f"nanochat {shlex.join(kept)} {hint}"

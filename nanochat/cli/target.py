@@ -85,7 +85,8 @@ def choose_target(
             choice = shlex.join(word for option, value in given if value for word in (option, str(value)))
             return Target(paths, preset, settings, origins, True, {}, choice)
         saved = read_saved(paths.settings)[1]
-    changed = find_changes(paths, saved, settings)
+    again = f"--run {name}-2" if config or not preset else f"--preset {preset} --run {name}-2"
+    changed = find_changes(paths, saved, settings, again)
     return Target(paths, preset, settings, origins, False, changed, choice)
 
 
@@ -111,8 +112,13 @@ def choose_run(invocation: Invocation, name: str | None) -> RunPaths:
     return run
 
 
-def find_changes(run: RunPaths, saved: "Settings", settings: "Settings") -> dict[str, tuple[Any, Any]]:
-    """What differs from the run's saved settings. Raises UsageError where a stage has already used it."""
+def find_changes(
+    run: RunPaths, saved: "Settings", settings: "Settings", again: str = "--run NAME"
+) -> dict[str, tuple[Any, Any]]:
+    """What differs from the run's saved settings. again: the options of a new run, for the hint.
+
+    Raises UsageError where a stage has already used what differs.
+    """
     from nanochat.layers import differing_keys
 
     changed = differing_keys(saved, settings)
@@ -122,7 +128,7 @@ def find_changes(run: RunPaths, saved: "Settings", settings: "Settings") -> dict
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise UsageError(
                 f"run {run.name!r} has trained its {stage} with {key} = {_show(before)}, not {_show(now)}{more}",
-                f"--run {run.name}-2  # a new run; `--run {run.name}` without --preset keeps the run's settings",
+                f"{again}  # a new run; `--run {run.name}` alone keeps the settings",
             )
     return changed
 

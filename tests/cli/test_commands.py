@@ -1,0 +1,241 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat.cli import train as train_module
+from nanochat.cli.launch import child_environ, run_child, stage_command
+from nanochat.errors import CapacityError
+from nanochat.layers import list_presets, read_saved
+from nanochat.settings import Settings
+from tests.cli.conftest import make_run
+
+ALL_DONE = ("tokenizer", "base", "mid", "sft")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Stands for the workers: each leaves what its stage leaves; a code stops the pipeline there."""
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    codes: dict[str, int] = {}
+
+    def launch(stage: str, settings: Path, *, gpus: int, options: tuple[str, ...], offline: bool, color: bool) -> int:
+        read_saved(settings)
+        calls.append((stage, tuple(options)))
+        folder = settings.parent / ("eval" if stage == "evaluate" else stage)
+        if codes.get(stage):
+            return codes[stage]
+        folder.mkdir(exist_ok=True)
+        if stage == "evaluate":
+            for name in ("bpb", "letters", "arithmetic", "identity"):
+                record = {"stage": "sft", "step": 20, "name": name, "accuracy": 0.5, "total": 2}
+                (folder / f"sft_{name}.json").write_text(json.dumps(record))
+        else:
+            (folder / "plan.json").write_text("{}")
+            (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))
+            (folder / "checkpoints" / "step_000020").mkdir(parents=True)
+        return 0
+
+    launch.calls, launch.codes = calls, codes  # type: ignore[attr-defined]
+    monkeypatch.setattr(train_module, "launch_stage", launch)
+    return launch
+
+
+def test_run_goes_through_all_stages_then_skips_them_all(nanochat, launched, home) -> None:
+    outcome = nanochat("run", "--preset", "demo")
+    assert outcome.code == 0, outcome.err
+    assert [stage for stage, _ in launched.calls] == [*ALL_DONE, "evaluate"]
+    assert outcome.out.split() == [str(home / "runs/demo/report.md"), str(home / "runs/demo/report.html")]
+    assert "nanochat chat demo" in outcome.err
+    again = nanochat("run", "--preset", "demo")
+    assert again.code == 0 and len(launched.calls) == 5
+    for stage in (*ALL_DONE, "eval"):
+        assert any(line.startswith(f"{stage} is done") and line.endswith("skipped") for line in again.err.splitlines())
+
+
+def test_run_stops_at_the_stage_that_fails_and_goes_on_from_there(nanochat, launched) -> None:
+    launched.codes["mid"] = 75
+    assert nanochat("run", "--preset", "demo").code == 75
+    launched.codes.clear()
+    assert nanochat("run", "--preset", "demo").code == 0
+    assert [stage for stage, _ in launched.calls] == ["tokenizer", "base", "mid", "mid", "sft", "evaluate"]
+
+
+def test_train_writes_complete_settings_before_it_starts_the_worker(nanochat, launched, home) -> None:
+    assert nanochat("tokenize", "train", "--preset", "demo", "--run", "x", "--set", "base.num_steps=5").code == 0
+    preset, settings, origins = read_saved(home / "runs/x/settings.json")
+    assert (preset, settings.base.num_steps, origins["base.num_steps"]) == ("demo", 5, "--set")
+    assert (home / "runs/x/environment.json").is_file()
+    assert (
+        nanochat("train", "base", "--run", "x", "-q", "--json").out.strip() == '{\n  "stage": "base",\n  "step": 20\n}'
+    )
+    assert launched.calls[-1] == ("base", ("--quiet",))
+
+
+def test_what_is_not_trained_yet_may_still_change(nanochat, launched, home) -> None:
+    make_run(home, "r", ("tokenizer", "base"))
+    outcome = nanochat("train", "mid", "--run", "r", "--set", "mid.num_steps=9", "--set", "batch.device_batch_size=8")
+    assert outcome.code == 0, outcome.err
+    assert "mid.num_steps was 450, is now 9" in outcome.err
+    assert read_saved(home / "runs/r/settings.json")[1].mid.num_steps == 9
+
+
+def test_resume_finds_the_interrupted_stage(nanochat, launched, home) -> None:
+    make_run(home, "r", ("tokenizer", "base"), "mid")
+    make_run(home, "done", ALL_DONE)
+    outcome = nanochat("resume")
+    assert outcome.code == 0, outcome.err
+    assert "resuming mid of run r" in outcome.err
+    assert [stage for stage, _ in launched.calls] == ["mid"]
+
+
+def test_eval_passes_the_model_on_and_shows_its_scores(nanochat, launched, home) -> None:
+    make_run(home, "r", ALL_DONE)
+    outcome = nanochat("eval", "all", "r/sft", "--json")
+    assert launched.calls == [("evaluate", ("--of", "sft@20", "--score", "all"))]
+    assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", "letters", "arithmetic", "identity"}
+
+
+def test_a_dry_run_starts_and_writes_nothing(nanochat, launched, home) -> None:
+    outcome = nanochat("run", "--preset", "demo", "--dry-run")
+    assert outcome.code == 0
+    assert [line.split("nanochat.stages ")[1].split()[0] for line in outcome.out.splitlines()] == [
+        *ALL_DONE,
+        "evaluate",
+    ]
+    assert not launched.calls and not home.exists()
+
+
+@pytest.mark.parametrize("words", [["--home", "elsewhere", "runs", "ls"], ["runs", "ls", "--home", "elsewhere"]])
+def test_global_options_work_before_and_after_the_subcommand(nanochat, words) -> None:
+    assert str(Path("elsewhere").absolute() / "runs") in nanochat(*words).err
+
+
+def test_runs_are_listed_shown_found_and_removed(nanochat, home) -> None:
+    make_run(home, "a", ALL_DONE)
+    make_run(home, "b", ("tokenizer",), "base")
+    listed = json.loads(nanochat("runs", "ls", "--json").out)
+    assert {run["run"]: run["stages"]["base"] for run in listed} == {"a": "done", "b": "at 10"}
+    assert "1.2500" in nanochat("runs", "show", "a").out
+    assert nanochat("runs", "path", "a/mid").out.strip() == str(home / "runs/a/mid/checkpoints/step_000020")
+    assert nanochat("runs", "rm", "a", "-y").code == 0
+    assert [run.name for run in (home / "runs").iterdir()] == ["b"]
+
+
+def test_the_shown_configuration_is_a_file_that_means_the_same(nanochat) -> None:
+    shown = nanochat("config", "show", "--preset", "demo").out
+    Path("again.toml").write_text(shown)
+    assert nanochat("config", "show", "--config", "again.toml").out == shown
+    assert nanochat("config", "validate", "--config", "again.toml").code == 0
+
+
+def test_config_show_names_the_origin_of_each_value(nanochat, monkeypatch) -> None:
+    monkeypatch.setenv("NANOCHAT_MODEL__DEPTH", "6")
+    shown = json.loads(nanochat("config", "show", "--preset", "demo", "--origin", "--json").out)
+    assert shown["model.depth"] == {"value": 6, "origin": "NANOCHAT_MODEL__DEPTH"}
+    assert shown["model.context"]["origin"] == "preset demo"
+
+
+def test_the_schema_documents_every_key(nanochat) -> None:
+    text = nanochat("config", "schema").out
+    assert "batch.device_batch_size = 32" in text
+    assert json.loads(nanochat("config", "schema", "--json").out) == Settings.model_json_schema()
+
+
+def test_presets_are_valid_and_copied_as_they_are(nanochat) -> None:
+    for name in list_presets():
+        gpus = "1" if name in ("demo", "d12") else "8"
+        assert nanochat("config", "validate", "--preset", name, "--gpus", gpus).code == 0
+        assert nanochat("presets", "copy", name).code == 0
+        assert Path(f"{name}.toml").read_text() == list_presets()[name]
+
+
+def test_your_own_text_becomes_a_data_set(nanochat, home) -> None:
+    Path("texts").mkdir()
+    for index in range(4):
+        Path(f"texts/{index}.txt").write_text(f"text number {index}")
+    outcome = nanochat("download", "import", "texts", "--name", "mine", "--json")
+    facts = json.loads(outcome.out)
+    assert (facts["train_documents"], facts["val_documents"]) == (3, 1)
+    assert json.loads(nanochat("download", "data", "--dataset", "mine", "--json").out)["hash"] == facts["hash"]
+
+
+def test_the_worker_is_python_alone_or_under_torchrun() -> None:
+    path = Path("/h/runs/r/settings.json")
+    assert stage_command("base", path, 1, ["--quiet"]) == [
+        *(sys.executable, "-m", "nanochat.stages", "base", "/h/runs/r/settings.json", "--quiet")
+    ]
+    assert stage_command("base", path, 8) == [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"),
+        *("-m", "nanochat.stages", "base", "/h/runs/r/settings.json"),
+    ]
+
+
+def test_the_child_is_offline_where_the_parent_is() -> None:
+    environ = child_environ({"HOME": "/x"}, offline=True, color=False)
+    assert environ["HF_HUB_OFFLINE"] == environ["NANOCHAT_OFFLINE"] == environ["NO_COLOR"] == "1"
+    assert environ["HOME"] == "/x"
+
+
+@pytest.mark.parametrize("code, expected", [(0, 0), (75, 75), (-signal.SIGINT, 130), (-signal.SIGTERM, 143)])
+def test_the_exit_code_of_the_worker_is_ours(code: int, expected: int) -> None:
+    action = (
+        f"sys.exit({code})" if code >= 0 else f"signal.signal({-code}, signal.SIG_DFL); os.kill(os.getpid(), {-code})"
+    )
+    assert run_child([sys.executable, "-c", f"import os, signal, sys; {action}"]) == expected
+
+
+def test_a_worker_that_the_system_killed_ran_out_of_memory() -> None:
+    with pytest.raises(CapacityError, match="memory"):
+        run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+
+HEAVY = ("torch", "numpy", "textual", "transformers", "pyarrow")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["train", "base", "--help"], ["plan", "--preset", "d20"], ["presets", "ls"], ["config", "schema"]],
+)
+def test_commands_without_a_model_load_nothing_heavy(words: list[str]) -> None:
+    program = (
+        f"import sys; from nanochat.cli.main import main; code = main({words!r})\n"
+        f"assert code == 0 and not (loaded := [name for name in {HEAVY!r} if name in sys.modules]), loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_an_example(nanochat) -> None:
+    for words in (
+        "run",
+        "resume",
+        "chat",
+        "report",
+        "plan",
+        "doctor",
+        "train base",
+        "eval bpb",
+        "tokenize encode",
+        "runs ls",
+    ):
+        outcome = nanochat(*words.split(), "--help")
+        assert outcome.code == 0 and f"Example: nanochat {words}" in outcome.out
+
+
+def test_a_bug_keeps_its_traceback(nanochat, monkeypatch) -> None:
+    monkeypatch.setattr("nanochat.plan.plan_base", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        nanochat("plan", "--preset", "demo")
+
+
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (MemoryError(), 5), (OSError(28, "full"), 5)])
+def test_what_the_machine_does_to_us_has_a_code(nanochat, monkeypatch, error, code) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nanochat.plan.plan_base", fail)
+    assert nanochat("plan", "--preset", "demo").code == code

@@ -1,0 +1,229 @@
+"""Every user error: exit code, sentence and hint, through the whole command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import make_run
+
+TOKENIZED, BASE_DONE, ALL_DONE = ("tokenizer",), ("tokenizer", "base"), ("tokenizer", "base", "mid", "sft")
+
+
+def nothing(_home: Path) -> None:
+    return
+
+
+def run_with(done: tuple[str, ...] = (), started: str = "", *overrides: str) -> Callable[[Path], None]:
+    return lambda home: (make_run(home, "r", done, started, *overrides), None)[1]
+
+
+def file_with(text: str) -> Callable[[Path], None]:
+    def write(_home: Path) -> None:
+        Path("my.toml").write_text(text)
+
+    return write
+
+
+def text_folder(_home: Path) -> None:
+    Path("empty").mkdir()
+    Path("bad").mkdir()
+    Path("bad/a.jsonl").write_text('{"text": "fine"}\nnot json\n')
+
+
+def present_dataset(home: Path) -> None:
+    (home / "data" / "mine").mkdir(parents=True)
+    (home / "data" / "mine" / "shards.json").write_text("{}")
+
+
+def broken_settings(home: Path) -> None:
+    make_run(home, "r", TOKENIZED).settings.write_text("{")
+
+
+TABLE = [
+    # the command line itself
+    ("trian base", nothing, 2, "no such command 'trian'", "nanochat --help"),
+    ("train bass", nothing, 2, "Did you mean 'base'?", "nanochat train --help"),
+    ("plan --preset d20 --gpu 8", nothing, 2, "no such option: --gpu", "nanochat plan --help"),
+    ("plan --preset d20 --gpus many", nothing, 2, "invalid value for '--gpus'", "nanochat plan --help"),
+    ("plan --preset d20 --gpus 0", nothing, 2, "GPUs = 0 is less than 1", "nanochat plan --preset d20 --gpus 1"),
+    ("runs rm", nothing, 2, "missing argument", "nanochat runs rm --help"),
+    ("plan", nothing, 2, "neither --preset nor --config nor --run", "nanochat plan --preset demo"),
+    ("train base", nothing, 2, "neither --preset nor --config nor --run", "nanochat train base --preset demo"),
+    ("run", nothing, 2, "neither --preset nor --config nor --run", "nanochat run --preset demo"),
+    # presets and keys
+    ("plan --preset d21", nothing, 2, "there is no preset 'd21', only demo, d12", "did you mean d20?"),
+    ("plan --preset my.toml", nothing, 2, "there is no preset 'my.toml'", "a file is given with --config my.toml"),
+    ("presets show d2O", nothing, 2, "there is no preset 'd2O'", "did you mean d20?"),
+    ("plan --config none.toml", nothing, 3, "there is no file none.toml", "nanochat presets copy demo none.toml"),
+    (
+        "plan --preset demo --set base.matrx_lr=1",
+        nothing,
+        2,
+        "unknown key base.matrx_lr",
+        "did you mean base.matrix_lr?",
+    ),
+    ("plan --preset demo --set warmdown=0", nothing, 2, "unknown key warmdown", "did you mean base.warmdown?"),
+    (
+        "plan --preset demo --set base.flops",
+        nothing,
+        2,
+        "--set base.flops is not KEY=VALUE",
+        "--set base.num_steps=300",
+    ),
+    ("plan --preset demo --set base.num_steps=0", nothing, 2, "base.num_steps = 0", "nanochat config schema"),
+    ("plan --preset demo --set model.depth=deep", nothing, 2, 'model.depth = "deep"', "nanochat config schema"),
+    ("plan --preset demo --set model.depth=true", nothing, 2, "model.depth = true is not", "nanochat config schema"),
+    ("plan --preset demo --set base.flops=inf", nothing, 2, "not a finite number", "nanochat config schema"),
+    (
+        "plan --config my.toml",
+        file_with("[base]\n\nnum_stps = 3\n"),
+        2,
+        "my.toml:3: unknown key base.num_stps",
+        "base.num_steps",
+    ),
+    ("plan --config my.toml", file_with("# x\n[bse]\n"), 2, "my.toml:2: unknown table [bse]", "did you mean base?"),
+    ("plan --config my.toml", file_with("depth = 3\n"), 2, "my.toml:1: unknown key depth", "did you mean model.depth?"),
+    ("plan --config my.toml", file_with("[base\n"), 2, "my.toml is not TOML", "editor"),
+    ("plan --config my.toml", file_with("[model]\ndepth = -1\n"), 2, "my.toml:2: model.depth = -1", "config schema"),
+    # sizes that do not fit
+    (
+        "train base --preset d20 --set batch.device_batch_size=6 --set model.context=512",
+        nothing,
+        2,
+        "batch.total_tokens = 524288 is not a multiple of 6 x 512 x 1 = 3072 (device batch x context x GPUs)",
+        "--set model.context=512 --set batch.total_tokens=525312",
+    ),
+    (
+        "config validate --preset demo --gpus 3",
+        nothing,
+        2,
+        "not a multiple of 16 x 256 x 3 = 12288",
+        "--set batch.total_tokens=12288",
+    ),
+    (
+        "plan --preset demo --set sft.total_tokens=5000",
+        nothing,
+        2,
+        "sft.total_tokens = 5000 is not",
+        "sft.total_tokens=",
+    ),
+    (
+        "plan --preset demo --set model.n_kv_head=3",
+        nothing,
+        2,
+        "n_head = 2 is not a multiple",
+        "--set model.n_kv_head=2",
+    ),
+    ("plan --preset demo --set base.warmup=0.7", nothing, 2, "is more than 1", "--set base.warmdown=0.3"),
+    ("plan --preset demo --set base.flops=1e15", nothing, 2, "are two horizons", "--set base.flops=none"),
+    ("plan --preset d12 --set base.flops=10", nothing, 2, "less than one step", "--set base.num_steps=1"),
+    (
+        "run --preset demo --set mid.mixture=leters:5",
+        nothing,
+        2,
+        "there is no task 'leters'",
+        "did you mean 'letters'?",
+    ),
+    ("run --preset demo --set mid.mixture=[]", nothing, 2, "mid.mixture is empty", "--set mid.mixture=letters:5000"),
+    ("config validate --preset demo --set eval.tasks=abc", nothing, 2, "there is no task 'abc'", "custom:PATH"),
+    # what is missing
+    ("train base --preset demo", nothing, 3, "no finished tokenizer", "nanochat tokenize train --preset demo"),
+    ("train mid --run r", run_with(TOKENIZED), 3, "no finished base", "nanochat train base --run r"),
+    ("train sft --run r", run_with(BASE_DONE, "mid"), 3, "no finished mid", "nanochat resume r"),
+    ("train mid", nothing, 3, "there is no run in", "nanochat run --preset demo"),
+    ("train mid --run x", run_with(), 3, "there is no run 'x'", "nanochat run --preset demo --run x"),
+    (
+        "run --preset d20",
+        nothing,
+        3,
+        "data set 'fineweb-edu' is not in",
+        "nanochat download import DIR --name fineweb-edu",
+    ),
+    (
+        "download data --dataset fineweb-edu",
+        nothing,
+        3,
+        "fetches no text from the network",
+        "nanochat download import DIR",
+    ),
+    ("resume", nothing, 3, "there is no run in", "nanochat run --preset demo"),
+    ("resume r", run_with(ALL_DONE), 3, "no stage of run 'r' was interrupted", "nanochat run --run r"),
+    ("eval all", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
+    ("eval bpb r/mid", run_with(BASE_DONE), 3, "no checkpoint of stage 'mid'", "nanochat train mid --run r"),
+    ("eval chat r", run_with(BASE_DONE), 2, "has not seen conversations", "nanochat train mid --run r"),
+    ("chat -p hi", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
+    ("chat r/sft@7 -p hi", run_with(ALL_DONE), 3, "r/sft has no step 7, only 20", "nanochat runs show r"),
+    ("chat -p hi --top-k 0", nothing, 2, "--top-k 0 is not 1 or more", "nanochat chat --help"),
+    ("chat -p hi --temperature -1", nothing, 2, "--temperature -1.0 is not 0 or more", "nanochat chat --help"),
+    ("report x", nothing, 3, "there is no run 'x'", "nanochat runs ls"),
+    ("tokenize encode hi --run r", run_with(), 3, "tokenizer", "nanochat tokenize train"),
+    # what is there already
+    (
+        "train base --run r --set model.depth=5",
+        run_with(BASE_DONE),
+        2,
+        "model.depth = 4, not 5",
+        "--preset demo --run r-2",
+    ),
+    (
+        "run --preset demo --run r",
+        run_with(ALL_DONE, "", "base.num_steps=3"),
+        2,
+        "base.num_steps = 3, not 300",
+        "--run r-2",
+    ),
+    ("runs rm r", run_with(), 2, "wants a yes", "nanochat runs rm r -y"),
+    ("runs show ../x", nothing, 2, "run = '../x' is not a name", "nanochat runs ls"),
+    (
+        "presets copy demo my.toml",
+        file_with(""),
+        2,
+        "my.toml is already there",
+        "nanochat presets copy demo my.toml -y",
+    ),
+    ("train mid --run r", broken_settings, 4, "settings.json cannot be read", "nanochat runs rm r"),
+    # text of your own
+    ("download import nowhere", nothing, 2, "there is no folder or file nowhere", "ls"),
+    ("download import empty --name mine", text_folder, 2, "it is empty", "choose another folder"),
+    ("download import bad --name mine", text_folder, 4, "a.jsonl:2 is not JSON", "sed -n 2p"),
+    ("download import bad --name a/b", text_folder, 2, "data set 'a/b' is not a name", "--name mine"),
+    ("download import bad --name mine", present_dataset, 2, "there already is a data set 'mine'", " -y"),
+]
+
+
+@pytest.mark.parametrize(
+    "words, prepare, code, sentence, hint", TABLE, ids=[f"{i}: {row[0]}" for i, row in enumerate(TABLE)]
+)
+def test_every_error_is_a_sentence_a_hint_and_a_code(nanochat, home, words, prepare, code, sentence, hint) -> None:
+    prepare(home)
+    outcome = nanochat(*words.split())
+    assert outcome.code == code, outcome.err
+    first, second = outcome.err.splitlines()[-2:]
+    assert first.startswith("error: ") and sentence in first
+    assert second.startswith("hint:  ") and hint in second
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("NANOCHAT_HME", "NANOCHAT_HOME"), ("NANOCHAT_BASE__FLOP", "NANOCHAT_BASE__FLOPS")]
+)
+def test_an_unknown_variable_is_an_error(nanochat, monkeypatch, name, hint) -> None:
+    monkeypatch.setenv(name, "1")
+    outcome = nanochat("plan", "--preset", "demo")
+    assert outcome.code == 2
+    assert f"unknown environment variable {name}" in outcome.err
+    assert f"did you mean {hint}?" in outcome.err
+
+
+def test_a_full_disk_exits_with_5(nanochat, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
+    outcome = nanochat("run", "--preset", "demo")
+    assert outcome.code == 5
+    assert "checkpoints do not fit" in outcome.err and "--home DIR" in outcome.err
+
+
+def test_an_error_names_no_stage_of_a_run_that_has_none(nanochat, home) -> None:
+    make_run(home, "r")
+    outcome = nanochat("train", "base", "--run", "r", "--set", "model.depth=2", "--dry-run")
+    assert outcome.code == 3  # not 2: nothing is trained yet, so the depth may change

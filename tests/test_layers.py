@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.errors import UsageError
+from nanochat.layers import (
+    apply_wishes,
+    check_variables,
+    differing_keys,
+    find_line,
+    flatten,
+    list_fields,
+    list_presets,
+    load_settings,
+    parse_value,
+    read_environment,
+    read_saved,
+    read_toml,
+    save_settings,
+    tomllib,
+)
+from nanochat.settings import Settings
+
+
+def test_each_layer_wins_over_the_one_below_and_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[base]\nnum_steps = 7\nwarmdown = 0.3\nwarmup = 0.1\n")
+    environ = {"NANOCHAT_BASE__WARMDOWN": "0.25", "NANOCHAT_BASE__WARMUP": "0.2", "HOME": "/nowhere"}
+    settings, origins = load_settings("demo", file, ["base.warmup=0.5"], environ)
+    assert (settings.base.num_steps, settings.base.warmdown, settings.base.warmup) == (7, 0.25, 0.5)
+    assert settings.model.depth == 4
+    assert origins["base.warmup"] == "--set"
+    assert origins["base.warmdown"] == "NANOCHAT_BASE__WARMDOWN"
+    assert origins["base.num_steps"] == f"{file}:2"
+    assert origins["model.depth"] == "preset demo"
+    assert origins["base.matrix_lr"] == "default"
+    assert list(origins) == list(list_fields())
+
+
+def test_the_last_of_two_options_wins() -> None:
+    assert load_settings(None, None, ["model.depth=3", "model.depth=5"], {})[0].model.depth == 5
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("base.num_steps", "300", 300),
+        ("base.num_steps", "none", None),
+        ("base.flops", "1e18", 1e18),
+        ("batch.total_tokens", "524_288", 524288),
+        ("data.dataset", "mine", "mine"),
+        ("data.dataset", "2024", "2024"),
+        ("data.dataset", '"mine"', "mine"),
+        ("mid.mixture", "letters:5,identity*2", ["letters:5", "identity*2"]),
+        ("mid.mixture", '["letters:5"]', ["letters:5"]),
+        ("mid.mixture", "", []),
+        ("runtime.compile", "false", False),
+        ("runtime.compile", "0", False),
+        ("runtime.compile", "True", True),
+        ("tokenizer.pattern", r"\p{L}+", r"\p{L}+"),
+        ("data.dataset", "a\nb = 1", "a\nb = 1"),
+    ],
+)
+def test_text_is_read_as_its_field_wants_it(key: str, text: str, value: object) -> None:
+    assert parse_value(key, text) == value
+
+
+@given(st.integers(1, 256), st.floats(1e-6, 1e3), st.sampled_from(["cpu", "cuda", "auto"]))
+def test_what_is_written_as_json_is_read_back(depth: int, lr: float, device: str) -> None:
+    overrides = [f"model.depth={depth}", f"base.matrix_lr={lr}", f"runtime.device={device}"]
+    settings, _ = load_settings(None, None, overrides, {})
+    assert (settings.model.depth, settings.base.matrix_lr, settings.runtime.device) == (depth, lr, device)
+
+
+def test_the_environment_means_what_the_option_means() -> None:
+    for key in ("base.n_steps", "model.depth"):
+        name = "NANOCHAT_" + key.upper().replace(".", "__")
+        if key in list_fields():
+            assert read_environment({name: "3"})[0].value == 3
+        else:
+            with pytest.raises(UsageError, match=name):
+                check_variables({name: "3"})
+
+
+@pytest.mark.parametrize(
+    "text, place",
+    [
+        ("[base]\n\nnum_stps = 1\n", "f:3"),
+        ("base.num_stps = 1\n", "f:1"),
+        ("# c\nbase = { num_stps = 1 }\n", "f:2"),
+        ("[ base ]\n'num_stps' = 1\n", "f:2"),
+        ('[tokenizer]\npattern = """\nnum_stps = 1\n"""\n[base]\nnum_stps = 2\n', "f:6"),
+        ("[mid]\nwarmup = 0.1\n[base]\nnum_stps=1", "f:4"),
+    ],
+)
+def test_an_unknown_key_is_shown_with_its_line(text: str, place: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_toml(text, "f")
+    assert caught.value.message == f"{place}: unknown key base.num_stps"
+    assert caught.value.hint == "did you mean base.num_steps?"
+
+
+@pytest.mark.parametrize("name", list(list_presets()))
+def test_every_key_of_a_preset_is_found_by_line(name: str) -> None:
+    text = list_presets()[name]
+    for section, values in tomllib.loads(text).items():
+        for key in values:
+            line = find_line(text, f"{section}.{key}")
+            assert line is not None and text.splitlines()[line - 1].startswith(key)
+
+
+@pytest.mark.parametrize("name", list(list_presets()))
+def test_presets_state_only_what_differs_from_the_defaults(name: str) -> None:
+    defaults = flatten(Settings().model_dump())
+    same = [key for key, value in flatten(tomllib.loads(list_presets()[name])).items() if defaults[key] == value]
+    assert same in ([], ["model.depth"])  # d20 is the default depth, and a preset names its depth
+
+
+def test_every_field_has_help() -> None:
+    assert [key for key, field in list_fields().items() if not field.description and key != "tokenizer.pattern"] in (
+        [],
+        ["sft.lr_scale"],
+    )
+
+
+def test_saved_settings_come_back_whole(tmp_path: Path) -> None:
+    settings, origins = load_settings("demo", None, ["base.flops=none", "eval.tasks=letters"], {})
+    save_settings(tmp_path / "r" / "settings.json", "demo", settings, origins, "1")
+    assert read_saved(tmp_path / "r" / "settings.json") == ("demo", settings, origins)
+
+
+def test_wishes_over_saved_settings_keep_the_other_origins() -> None:
+    settings, origins = load_settings("demo", environ={})
+    changed, after = apply_wishes(settings, read_toml("[eval]\nbatch_size = 4\n", "my.toml"), origins)
+    assert differing_keys(settings, changed) == {"eval.batch_size": (32, 4)}
+    assert {key for key in after if after[key] != origins[key]} == {"eval.batch_size"}
