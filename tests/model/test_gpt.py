@@ -10,6 +10,8 @@ from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.hf import build_hf_config, to_hf_state
+from nanochat.model.loss import IGNORED
+from nanochat.runtime import can_compile
 
 
 def build_random_gpt(config: GPTConfig, seed: int = 0) -> GPT:
@@ -93,3 +95,96 @@ def test_sizes_that_do_not_fit_are_named(sizes: tuple[int, ...], fragment: str) 
 @pytest.mark.parametrize("depth", range(1, 40))
 def test_every_depth_gives_a_shape_that_fits(depth: int) -> None:
     assert GPTConfig.from_depth(depth, 1000).head_dim <= 128
+
+
+class GrowingCache:
+    """Every key and value in one growing tensor a layer: the protocol at its simplest, for rows of equal length."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.positions = torch.empty(0, 0, dtype=torch.int64)
+
+    def expect(self, num_rows: int, start: int, stop: int) -> "GrowingCache":
+        self.positions = torch.arange(start, stop).expand(num_rows, -1)
+        return self
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if layer in self.layers:
+            k, v = torch.cat((self.layers[layer][0], k), dim=1), torch.cat((self.layers[layer][1], v), dim=1)
+        self.layers[layer] = (k, v)
+        heads = q.size(2) // k.size(2)
+        k, v = k.repeat_interleave(heads, dim=2), v.repeat_interleave(heads, dim=2)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.size(-1) ** 0.5
+        seen = torch.arange(k.size(1)) <= self.positions[:, None, :, None]  # (B, 1, new, all)
+        return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+@pytest.mark.parametrize("cuts", [(0, 20), (0, 7, 8, 9, 20), tuple(range(21))])
+@torch.no_grad()
+def test_a_cache_gives_the_logits_of_the_plain_forward(n_kv_head: int, cuts: tuple[int, ...]) -> None:
+    model = build_random_gpt(GPTConfig(2, 32, 2, n_kv_head, context=16, vocab_size=70))  # 20 tokens: beyond the context
+    ids = torch.randint(70, (3, 20), generator=torch.Generator().manual_seed(0))
+    cache = GrowingCache()
+    pieces = [
+        model(ids[:, start:stop], cache.expect(3, start, stop)) for start, stop in zip(cuts, cuts[1:], strict=False)
+    ]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=1e-4, rtol=0)
+
+
+def test_later_tokens_do_not_change_earlier_logits() -> None:
+    model = build_random_gpt(GPTConfig.from_depth(2, vocab_size=70, context=16))
+    ids = torch.randint(70, (1, 16), generator=torch.Generator().manual_seed(0))
+    changed = ids.clone()
+    changed[0, 10:] = (changed[0, 10:] + 1) % 70
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[:, :10], model(changed)[:, :10])
+        assert not torch.allclose(model(ids)[:, 10:], model(changed)[:, 10:])
+
+
+def test_padding_rows_of_the_tables_get_no_gradient() -> None:
+    model = build_random_gpt(GPTConfig.from_depth(1, vocab_size=70, context=16))
+    ids = torch.randint(70, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert model(ids).shape == (2, 16, 70)
+    model.loss(ids, ids).backward()
+    for table in (model.embedding.weight, model.head.weight):
+        assert table.shape[0] == 128 and table.grad is not None and table.grad[:70].any()
+        assert not table.grad[70:].any()
+
+
+def test_token_losses_sum_to_the_loss_and_skip_what_is_ignored() -> None:
+    model = build_random_gpt(GPTConfig.from_depth(1, vocab_size=70, context=16))
+    ids = torch.randint(70, (2, 16), generator=torch.Generator().manual_seed(0))
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = IGNORED
+    nll = model.token_nll(ids, targets)
+    assert nll.dtype == torch.float32 and not nll[:, -1].any()
+    logits = model(ids).detach()
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(nll.sum(), plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(model.loss(ids, targets).detach(), plain, rtol=1e-5, atol=0)
+    weights = torch.rand(2, 16)
+    torch.testing.assert_close(model.loss(ids, targets, weights).detach(), (nll * weights).sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+def test_the_model_traces_into_one_graph(n_kv_head: int) -> None:
+    model = build_random_gpt(GPTConfig(2, 32, 2, n_kv_head, context=16, vocab_size=70))
+    ids = torch.randint(70, (2, 16), generator=torch.Generator().manual_seed(0))
+    traced = torch.compile(model.hidden, fullgraph=True, backend="aot_eager", dynamic=False)
+    torch.testing.assert_close(traced(ids), model.hidden(ids))
+
+
+@pytest.mark.skipif(not can_compile()[0], reason="no C++ compiler here")
+def test_the_compiled_loss_has_the_same_gradients() -> None:
+    model = build_random_gpt(GPTConfig.from_depth(1, vocab_size=70, context=16))
+    ids = torch.randint(70, (2, 16), generator=torch.Generator().manual_seed(0))
+    targets, weights = ids.roll(-1, 1), torch.rand(2, 16)
+    targets[0, :5] = IGNORED
+    results = []
+    for loss in (model.loss, model.compile_loss()):
+        model.zero_grad()
+        value = loss(ids, targets, weights)
+        value.backward()
+        results.append([value.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

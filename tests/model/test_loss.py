@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.model.loss import IGNORED, softcap_cross_entropy, softcap_token_nll
+from nanochat.model.loss import IGNORED, plan_chunk_tokens, softcap_cross_entropy, softcap_token_nll
 
 
 def plain_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None):
@@ -54,3 +54,44 @@ def test_gradients_pass_into_the_model_where_only_one_side_wants_them() -> None:
     hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
     softcap_cross_entropy(hidden, weight, torch.arange(6)).backward()
     assert hidden.grad is not None and hidden.grad.any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_pass_gradcheck_in_float64(weighted: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 4, IGNORED, 2, 1, IGNORED, 3])
+    weights = torch.randn(7, dtype=torch.float64) if weighted else None
+    assert torch.autograd.gradcheck(
+        lambda h, w: softcap_cross_entropy(h, w, targets, weights, softcap=2.0, chunk_tokens=3), (hidden, weight)
+    )
+
+
+def test_logits_far_beyond_the_cap_stay_finite() -> None:
+    hidden, weight = (1e4 * torch.randn(6, 4)).requires_grad_(), torch.randn(9, 4)
+    loss = softcap_cross_entropy(hidden, weight, torch.arange(6), softcap=60.0)
+    loss.backward()
+    assert loss.isfinite() and hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+def test_bfloat16_weight_gradients_add_up_in_float32() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(512, 8).bfloat16()
+    targets = torch.randint(9, (512,))
+    weight = torch.randn(9, 8, requires_grad=True)
+    softcap_cross_entropy(hidden, weight, targets, chunk_tokens=8).backward()
+    exact = weight.detach().bfloat16().float().requires_grad_()
+    plain_loss(hidden.float(), exact, targets, None).backward()
+    assert weight.grad is not None and exact.grad is not None and weight.grad.dtype == torch.float32
+    # 64 chunks, each rounded to 8 bits; a sum kept in bfloat16 would be off by whole percents
+    assert (weight.grad - exact.grad).abs().max() < 0.01 * exact.grad.abs().max()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 63, 4096, 4097, 65536])
+@pytest.mark.parametrize("vocab_size", [300, 8192, 50304])
+def test_chunks_are_even_and_respect_their_limit(num_tokens: int, vocab_size: int) -> None:
+    chunk = plan_chunk_tokens(num_tokens, vocab_size, torch.device("cpu"))
+    num_chunks = -(-num_tokens // chunk)
+    assert num_chunks * chunk - num_tokens < num_chunks  # no chunk is much shorter than the others
+    assert chunk <= max(256, (1 << 22) // vocab_size)

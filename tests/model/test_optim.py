@@ -87,3 +87,39 @@ def test_state_of_another_model_is_refused() -> None:
     optimizer = build_optimizer(GPT(GPTConfig.from_depth(1, 70)), 0.02, 0.2, 0.004)
     with pytest.raises(ValueError, match="belongs to no parameter"):
         optimizer.load_named_state({"blocks.9.mlp.up.weight.momentum": torch.zeros(1)})
+
+
+def test_clipping_equals_torchs_and_returns_the_norm_before() -> None:
+    ours, theirs = make_parameters((10, 6), (4, 3)), make_parameters((10, 6), (4, 3))
+    for our, their in zip(ours, theirs, strict=True):
+        our.grad, their.grad = our.detach() * 3, their.detach() * 3
+    optimizer = MuonAdamW([{"kind": "adamw", "names": ["a", "b"], "params": ours, "lr": 0.01, "weight_decay": 0.0}])
+    optimizer.reduce_gradients()
+    torch.testing.assert_close(optimizer.clip_grad_norm(1.0), nn.utils.clip_grad_norm_(theirs, 1.0))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.grad, their.grad)
+    assert optimizer.grad_norm().item() == pytest.approx(1.0, rel=1e-5)
+    before = [our.grad.clone() for our in ours if our.grad is not None]
+    optimizer.clip_grad_norm(2.0)  # below the limit nothing changes
+    assert all(our.grad is not None and torch.equal(our.grad, grad) for our, grad in zip(ours, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm_before_anything_changes(bad: float) -> None:
+    model = GPT(GPTConfig.from_depth(1, 70, context=8))
+    model.init_weights(0)
+    optimizer = build_optimizer(model, 0.02, 0.2, 0.004)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.head.weight.grad[3, 1] = bad
+    optimizer.reduce_gradients()
+    assert not optimizer.grad_norm().isfinite()
+    assert not optimizer.named_state()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_state_of_another_shape_is_refused() -> None:
+    optimizer = build_optimizer(GPT(GPTConfig.from_depth(1, 70)), 0.02, 0.2, 0.004)
+    with pytest.raises(ValueError, match=r"head.weight.mean' has the shape \(64, 64\), not \(128, 64\)"):
+        optimizer.load_named_state({"head.weight.mean": torch.zeros(64, 64)})
