@@ -20,7 +20,6 @@ from nanochat.evals.samples import Sample
 from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
-from nanochat.model.loss import softcap_cross_entropy
 from nanochat.model.optim import MuonAdamW, build_optimizer
 from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes
 from nanochat.settings import TrainSettings
@@ -200,7 +199,6 @@ def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAd
         weight_decay=settings.weight_decay,
         rank=world.rank,
         world_size=world.world_size,
-        dtype=job.dtype,
     )
     torch.manual_seed(job.settings.runtime.seed)
     if found is not None:
@@ -231,16 +229,14 @@ def _compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Ten
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    # The trunk only: the loss works chunk by chunk in a loop that a compiler would unroll.
-    compiled = torch.compile(model.hidden, dynamic=False)
+    compiled = model.compile_loss()
     failed = False
 
     def loss(ids: Tensor, targets: Tensor) -> Tensor:
         nonlocal failed
         if not failed:
             try:
-                hidden = compiled(ids).flatten(0, 1)  # (B * T, C)
-                return softcap_cross_entropy(hidden, model.head_weight, targets.flatten(), softcap=model.config.softcap)
+                return compiled(ids, targets)
             except (TorchDynamoException, InductorError) as error:
                 failed = True
                 display.say(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
