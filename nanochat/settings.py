@@ -21,11 +21,11 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """The architecture: depth is the one dial."""
 
-    depth: int = Field(20, ge=1, le=256)
+    depth: int = Field(default=20, ge=1, le=256)
     """Transformer blocks; width is 64 x depth and the number of heads follows from it."""
-    n_kv_head: int | None = Field(None, ge=1)
+    n_kv_head: int | None = Field(default=None, ge=1)
     """Key and value heads; must divide the number of heads. Unset: as many as heads."""
-    context: int = Field(2048, ge=8)
+    context: int = Field(default=2048, ge=8)
     """Tokens of a training row, and of a conversation with the model."""
 
 
@@ -34,11 +34,11 @@ class TokenizerSettings(Section):
 
     kind: Literal["rustbpe", "huggingface"] = "rustbpe"
     """Implementation; both give the same ids from the same merges."""
-    vocab_size: int = Field(50304, ge=266)
+    vocab_size: int = Field(default=50304, ge=266)
     """256 bytes + merges + 9 special tokens."""
-    train_chars: int = Field(500_000_000, ge=1)
+    train_chars: int = Field(default=500_000_000, ge=1)
     """Characters of the pretraining data that the trainer sees."""
-    doc_cap: int = Field(10_000, ge=1)
+    doc_cap: int = Field(default=10_000, ge=1)
     """Characters of one document that the trainer sees."""
     pattern: str = GPT4_STYLE_PATTERN
     """Splitting pattern; digits are taken two at a time so that numbers do not fill a small vocabulary."""
@@ -54,47 +54,47 @@ class DataSettings(Section):
 class BatchSettings(Section):
     """How many tokens make a step, and how many rows fit on a device."""
 
-    total_tokens: int = Field(524_288, ge=1)
+    total_tokens: int = Field(default=524_288, ge=1)
     """Tokens of one optimizer step over all devices, reached by gradient accumulation."""
-    device_batch_size: int = Field(32, ge=1)
+    device_batch_size: int = Field(default=32, ge=1)
     """Rows of one forward pass on one device."""
 
 
 class TrainSettings(Section):
     """What every training stage has in common."""
 
-    matrix_lr: float = Field(0.02, gt=0)
+    matrix_lr: float = Field(default=0.02, gt=0)
     """Muon's rate for the matrices inside the blocks."""
-    embedding_lr: float = Field(0.2, gt=0)
+    embedding_lr: float = Field(default=0.2, gt=0)
     """AdamW's rate for the embedding, scaled by (n_embd / 768)^-0.5."""
-    head_lr: float = Field(0.004, gt=0)
+    head_lr: float = Field(default=0.004, gt=0)
     """AdamW's rate for the head, scaled by (n_embd / 768)^-0.5."""
-    lr_scale: float = Field(1.0, gt=0)
+    lr_scale: float = Field(default=1.0, gt=0)
     """Multiplies the three rates: 0.02 for sft."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of embedding, head and matrices."""
-    warmup: float = Field(0.0, ge=0, le=1)
+    warmup: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps over which the rates rise from 0."""
-    warmdown: float = Field(0.2, ge=0, le=1)
+    warmdown: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps, at the end, over which the rates fall linearly to 0."""
-    grad_clip: float = Field(1.0, gt=0)
+    grad_clip: float = Field(default=1.0, gt=0)
     """Global norm that gradients are clipped to."""
-    num_steps: int | None = Field(None, ge=1)
+    num_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; unset: from the other horizon, or (mid, sft) from the epochs."""
-    eval_every: int = Field(250, ge=0)
+    eval_every: int = Field(default=250, ge=0)
     """Steps between two measurements of validation bits per byte; 0: only at the end."""
-    eval_tokens: int = Field(10_485_760, ge=1)
+    eval_tokens: int = Field(default=10_485_760, ge=1)
     """Validation tokens of one measurement; never depends on batch size or devices."""
-    sample_every: int = Field(0, ge=0)
+    sample_every: int = Field(default=0, ge=0)
     """Steps between two samples of the model; 0: only at the end."""
 
 
 class BaseSettings(TrainSettings):
     """Pretraining."""
 
-    flops: float | None = Field(None, gt=0)
+    flops: float | None = Field(default=None, gt=0)
     """Horizon as a compute budget."""
-    tokens_per_param: float = Field(20.0, gt=0)
+    tokens_per_param: float = Field(default=20.0, gt=0)
     """Horizon where neither num_steps nor flops is set."""
 
 
@@ -103,11 +103,11 @@ class FinetuneSettings(TrainSettings):
 
     mixture: list[str] = []
     """Tasks as `name`, `name:stop`, or `name*times`, for example `spelling:5000`, `identity*100`."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     """Passes over the mixture where num_steps is unset."""
     overlong: Literal["drop", "truncate", "error"] = "truncate"
     """What to do with conversations longer than the context; counted and said."""
-    total_tokens: int | None = Field(None, ge=1)
+    total_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one step of this stage; unset: batch.total_tokens."""
 
 
@@ -118,7 +118,7 @@ class MidSettings(FinetuneSettings):
 class SftSettings(FinetuneSettings):
     """Supervised fine-tuning."""
 
-    lr_scale: float = Field(0.02, gt=0)
+    lr_scale: float = Field(default=0.02, gt=0)
 
 
 class EvalSettings(Section):
@@ -126,20 +126,20 @@ class EvalSettings(Section):
 
     tasks: list[str] = []
     """Chat tasks to score, by name."""
-    max_examples: int = Field(400, ge=1)
+    max_examples: int = Field(default=400, ge=1)
     """Examples of one task."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer of a generative task, in tokens."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Slots of the engine during evaluation."""
 
 
 class CheckpointSettings(Section):
     """What survives."""
 
-    every: int = Field(250, ge=0)
+    every: int = Field(default=250, ge=0)
     """Steps between two checkpoints; 0: only at the end."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Newest checkpoints of a stage that are kept."""
 
 
@@ -152,9 +152,9 @@ class RuntimeSettings(Section):
     """Compute type: auto is bf16 where the hardware has it (the reason is printed), float32 elsewhere."""
     compile: bool = True
     """Compile the training step with torch.compile where a compiler is at hand."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     """Seed of initialisation, data order and sampling."""
-    log_every: int = Field(1, ge=1)
+    log_every: int = Field(default=1, ge=1)
     """Steps between two log lines."""
 
 
