@@ -3,7 +3,7 @@
 Sources: Su et al. 2021 (rotary positions), Dehghani et al. 2023 (normalised queries and keys), Ainslie et al. 2023
 (grouped queries).
 
-Legend: B batch, T new tokens, H query heads, G key and value heads, D head width, C = H * D.
+Legend: B batch, T new tokens, S tokens seen, H query heads, G key and value heads, D head width, C = H * D.
 """
 
 from typing import Protocol
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from nanochat.model.config import GPTConfig
 
 RMS_EPS = 1e-6  # what transformers' NanoChatConfig uses
+CPU_BLOCK_TOKENS = 256  # as fast as 64 and 128 from a context of 256 on, with fewer kernels to compile
+CPU_BLOCKS_CONTEXT = 1024  # beyond it the scores kept for backward outgrow what the blocks save
 
 
 class Cache(Protocol):
@@ -59,6 +61,37 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (B, T, H, D) to k and v (B, T, G, D); returns (B, T, H, D). q and k are normalised."""
+    if q.device.type == "cpu" and q.size(1) <= CPU_BLOCKS_CONTEXT:
+        return attend_by_blocks(q, k, v)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.size(1) != q.size(1))
+    return y.transpose(1, 2)
+
+
+def attend_by_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` for a CPU: a block of queries at a time, against the keys up to its end.
+
+    1.2 to 2.2 times as fast there as torch's fused kernel (benchmarks/attention.py). The exponentials need no
+    shift by their maximum: normalised queries and keys keep a score within sqrt(D).
+    """
+    groups = q.size(2) // k.size(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    positions = torch.arange(q.size(2), device=q.device)
+    blocks = []
+    for start in range(0, q.size(2), CPU_BLOCK_TOKENS):
+        end = min(start + CPU_BLOCK_TOKENS, q.size(2))
+        scores = q[:, :, start:end] @ k[:, :, :end].mT  # (B, H, T, S)
+        weights = (scores.to(torch.promote_types(scores.dtype, torch.float32)) * q.size(-1) ** -0.5).exp()
+        weights = weights.where(positions[:end] <= positions[start:end, None], 0.0)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        blocks.append(weights.to(v.dtype) @ v[:, :, :end])
+    return torch.cat(blocks, dim=2).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """One attention layer; the output projection starts at zero, so that a new block adds nothing."""
 
@@ -79,11 +112,5 @@ class Attention(nn.Module):
         if cache is not None:
             y = cache.attend(self.layer, q, k, v)
         else:
-            y = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                is_causal=True,
-                enable_gqa=self.n_kv_head != self.n_head,
-            ).transpose(1, 2)  # (B, T, H, D)
+            y = attend(q, k, v)
         return self.out(y.reshape(B, T, -1))

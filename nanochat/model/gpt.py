@@ -48,6 +48,14 @@ class Block(nn.Module):
         return x + self.mlp(normalize(x))
 
 
+BlockFunction = Callable[[Block, Tensor, tuple[Tensor, Tensor], Cache | None], Tensor]
+
+
+def run_block(block: Block, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    """Call a block: a function of its own, so that one compilation serves all blocks."""
+    return block(x, rotation, cache)
+
+
 class GPT(nn.Module):
     """Ids to logits. Weights are float32; `compute_dtype` is the type of the activations."""
 
@@ -80,13 +88,13 @@ class GPT(nn.Module):
         """The head's rows of real ids, (V, C) float32: padding takes no part in the softmax."""
         return self.head.weight[: self.config.vocab_size]
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Final normalised states (B, T, C) in compute_dtype of ids (B, T) int64."""
+    def hidden(self, ids: Tensor, cache: Cache | None = None, run_block: BlockFunction = run_block) -> Tensor:
+        """Final normalised states (B, T, C) in compute_dtype of ids (B, T) int64. run_block: compiled or not."""
         positions = torch.arange(ids.size(1), device=ids.device)[None] if cache is None else cache.positions
         x = normalize(self.embedding(ids).to(self.compute_dtype))
         rotation = build_rotation(positions, self.config.head_dim, self.config.rope_base, x.dtype)
         for block in self.blocks:
-            x = block(x, rotation, cache)
+            x = run_block(block, x, rotation, cache)
         return normalize(x)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
@@ -98,16 +106,16 @@ class GPT(nn.Module):
         return self._loss(self.hidden(ids), targets, weights)
 
     def compile_loss(self) -> Callable[..., Tensor]:
-        """The function `loss`, compiled: the trunk as one graph, the head chunk by chunk.
+        """The function `loss`, compiled: one block, which serves for all of them, and one chunk of the head.
 
-        Compiles at its first call, where torch may raise the errors of its compiler, and once more for every other
-        shape.
+        Starting takes as long for 32 blocks as for one. Compiles at its first call, where torch may raise the errors of
+        its compiler, and once more for every other shape.
         """
-        hidden = torch.compile(self.hidden, dynamic=False)
+        block = torch.compile(run_block, dynamic=False)
         chunk_loss = torch.compile(compute_chunk_loss, dynamic=False)
 
         def loss(ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-            return self._loss(hidden(ids), targets, weights, chunk_loss)
+            return self._loss(self.hidden(ids, run_block=block), targets, weights, chunk_loss)
 
         return loss
 

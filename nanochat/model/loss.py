@@ -88,19 +88,27 @@ def compute_chunk_loss(
     """Summed loss of a chunk with its gradients in hidden (n, C) and weight (V, C), all computed at once.
 
     hidden and weight: the compute dtype. targets: (n,) int64, none IGNORED. scale: (n,) factor of each token's loss.
-    The exponentials need no shift by their maximum: the cap keeps them between exp(-softcap) and exp(softcap).
+    The exponentials need no shift by their maximum: the cap keeps them between exp(-softcap) and exp(softcap). It is
+    written so that the compiler makes two passes over the logits, both in registers, and stores only `grad`.
     """
     index = targets[:, None]
     logits = F.linear(hidden, weight)
-    capped = logits.to(torch.promote_types(logits.dtype, torch.float32)).mul_(1 / softcap).tanh_()  # logits / softcap
-    target = capped.gather(1, index).squeeze(1) * softcap
+    capped = _cap(logits, softcap)
     grad = torch.mul(capped, softcap).exp_()
     total = grad.sum(dim=-1)
+    target = _cap(logits.gather(1, index), softcap).squeeze(1) * softcap  # again: to look it up would store `capped`
     loss = ((total.log() - target) * scale).sum()
-    grad.mul_((scale / total)[:, None]).scatter_add_(1, index, -scale[:, None])  # softmax - one-hot
+    ids = torch.arange(weight.size(0), device=hidden.device)
+    grad.mul_((scale / total)[:, None]).sub_(torch.where(ids == index, scale[:, None], 0.0))  # softmax - one-hot
     grad.addcmul_(grad, capped.square_(), value=-1)  # through the cap: d softcap * tanh(x / softcap) / dx
     grad = grad.to(hidden.dtype)
     return loss, grad @ weight, grad.T @ hidden
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """tanh(logits / softcap) in float32 or wider, as 2 * sigmoid(2x) - 1: half the time of the vectorised tanh."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.mul(wide, 2 / softcap).sigmoid_().mul_(2).sub_(1)
 
 
 class _ChunkedLoss(torch.autograd.Function):
