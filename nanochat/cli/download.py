@@ -79,6 +79,10 @@ def import_text(
         invocation.console.say(f"{report.ignored_files} files of other kinds were ignored")
     if report.skipped_documents:
         invocation.console.say(f"{report.skipped_documents} documents without text were skipped")
+    if report.repeated_documents:
+        invocation.console.say(
+            f"{report.repeated_documents} documents were left out of training: they stand in the validation text"
+        )
     facts = {
         "dataset": dataset,
         "folder": str(folder),

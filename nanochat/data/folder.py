@@ -3,10 +3,11 @@
 Knows neither tokens nor the workspace. Documents are shuffled, because training reads them in the order on disk.
 """
 
+import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,11 +26,15 @@ BUCKET_BYTES = 512_000_000
 
 @dataclass
 class ImportReport:
-    """What an import did; documents without any text are skipped, files of other kinds are ignored."""
+    """What an import did; documents without any text are skipped, files of other kinds are ignored.
+
+    repeated_documents: left out of the training text because they stand word for word in the validation text.
+    """
 
     train_documents: int = 0
     val_documents: int = 0
     skipped_documents: int = 0
+    repeated_documents: int = 0
     num_chars: int = 0
     num_files: int = 0
     ignored_files: int = 0
@@ -48,9 +53,9 @@ def import_folder(
 ) -> ImportReport:
     """Make dest a data set of the text in source (a folder, searched whole, or one file); replaces what dest held.
 
-    column: of parquet files. key: of JSONL lines. val: a folder or file with the validation text; without it a share
-    of source's documents is held out, at least one. A txt or md file is one document. progress(done, total) in
-    source bytes.
+    column: of parquet files. key: of JSONL lines. val: a folder or file with the validation text, which is never
+    trained on, even where it lies in source or repeats in it; without it a share of source's documents is held out, at
+    least one. A txt or md file is one document. progress(done, total) in source bytes.
 
     Raises UsageError for a wrong source, for folders without text and for a single document without val; DataError
     for a file that cannot be read, with its name and line. dest is unchanged where anything is raised.
@@ -60,8 +65,8 @@ def import_folder(
             f"val_share = {val_share} is not between 0 and 1", "leave it out for one document in a hundred"
         )
     report = ImportReport()
-    files = list_files(source, report)
     val_files = list_files(val, report) if val else []
+    files = list_files(source, report, apart_from=val_files)
     for path in (source, *([val] if val else [])):
         if dest.resolve() == path.resolve() or path.resolve() in dest.resolve().parents:
             raise UsageError(
@@ -97,11 +102,14 @@ def import_folder(
     return report
 
 
-def list_files(source: Path, report: ImportReport) -> list[Path]:
-    """The files of a folder that hold text, in a fixed order; hidden ones are passed over. Counts into the report."""
+def list_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = ()) -> list[Path]:
+    """The files of a folder that hold text, in a fixed order, but for `apart_from` and hidden ones; adds to the report."""
+    excluded = {path.resolve() for path in apart_from}
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             raise UsageError(f"{source} is none of {', '.join(SUFFIXES)}", "rename or convert the file")
+        if source.resolve() in excluded:
+            raise UsageError(f"{source} is both the training and the validation text", "choose another --val")
         report.num_files += 1
         return [source]
     if not source.is_dir():
@@ -115,6 +123,11 @@ def list_files(source: Path, report: ImportReport) -> list[Path]:
     if not files:
         have = f"its {len(found)} files are of other kinds" if found else "it is empty"
         raise UsageError(f"{source} has no {', '.join(SUFFIXES)} file: {have}", "choose another folder to import")
+    files = [path for path in files if path.resolve() not in excluded]
+    if not files:
+        raise UsageError(
+            f"every file of {source} is validation text: nothing is left to train on", "choose another --val"
+        )
     report.num_files += len(files)
     report.ignored_files += len(found) - len(files)
     return files
@@ -186,10 +199,21 @@ def _write(
     report: ImportReport,
 ) -> list[Shard]:
     rng = random.Random(f"import/{seed}")
-    held_out: list[str] = []
+    held_out = list(read(val_files))
+    if val_files and not held_out:
+        raise UsageError(f"none of the {len(val_files)} validation files holds any text", "choose another --val")
+    val_texts = {_digest(text) for text in held_out}
+
+    def unseen() -> Iterator[str]:
+        for text in read(files):
+            if _digest(text) in val_texts:
+                report.repeated_documents += 1
+                report.num_chars -= len(text)
+            else:
+                yield text
 
     def shuffled() -> Iterator[str]:
-        for bucket in _iter_buckets(read(files), sum(path.stat().st_size for path in files), rng, dest):
+        for bucket in _iter_buckets(unseen(), sum(path.stat().st_size for path in files), rng, dest):
             rng.shuffle(bucket)
             if not val_files:
                 # From every bucket, so that the held-out text is a fair sample; a lone document stays in training.
@@ -201,12 +225,10 @@ def _write(
 
     shards = write_shard_files(dest, shuffled(), "train")
     if not shards:
-        raise UsageError(f"none of the {len(files)} files holds any text", "choose another folder to import")
+        what = "text that is not in the validation text" if report.repeated_documents else "any text"
+        raise UsageError(f"none of the {len(files)} files holds {what}", "choose another folder to import")
     if val_files:
-        held_out = list(read(val_files))
         rng.shuffle(held_out)
-        if not held_out:
-            raise UsageError(f"none of the {len(val_files)} validation files holds any text", "choose another --val")
     elif not held_out:
         raise UsageError(
             "there is one document, which cannot be for training and for validation",
@@ -214,6 +236,10 @@ def _write(
         )
     report.val_documents = len(held_out)
     return shards + write_shard_files(dest, held_out, "val")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _iter_buckets(documents: Iterator[str], num_bytes: int, rng: random.Random, dest: Path) -> Iterator[list[str]]:

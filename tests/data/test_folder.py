@@ -63,6 +63,22 @@ def test_validation_text_may_be_given(source: Path, tmp_path: Path) -> None:
     assert report.train_documents == len(EVERYTHING)
 
 
+def test_validation_text_inside_the_source_is_never_trained_on(source: Path, tmp_path: Path) -> None:
+    (source / "again.txt").write_text("line 7")  # a copy of a validation document
+    report = import_folder(source, tmp_path / "dest", val=source / "c.jsonl")
+    train, val = (set(iter_documents(tmp_path / "dest", split)) for split in ("train", "val"))
+    assert train == {"plain \u00e9", "# mark", "one", "two"} and val == EVERYTHING - train
+    assert (report.num_files, report.repeated_documents) == (5, 1)
+    assert report.num_chars == sum(map(len, train | val))
+    with pytest.raises(UsageError, match="nothing is left to train on"):
+        import_folder(source, tmp_path / "dest", val=source)
+    with pytest.raises(UsageError, match="both the training and the validation"):
+        import_folder(source / "a.txt", tmp_path / "dest", val=source / "a.txt")
+    (tmp_path / "copy.txt").write_text("plain \u00e9")
+    with pytest.raises(UsageError, match="not in the validation text"):
+        import_folder(source / "a.txt", tmp_path / "dest", val=tmp_path / "copy.txt")
+
+
 def test_one_document_is_enough_with_validation_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("only")
     import_folder(tmp_path / "a.txt", tmp_path / "dest", val=tmp_path / "a.txt")
