@@ -76,13 +76,11 @@ def import_text(
         return
     report = import_folder(source, folder, column, key, val.expanduser() if val else None, seed)
     if report.ignored_files:
-        invocation.console.say(f"{report.ignored_files} files of other kinds were ignored")
+        invocation.console.say(f"files of other kinds, ignored: {report.ignored_files}")
     if report.skipped_documents:
-        invocation.console.say(f"{report.skipped_documents} documents without text were skipped")
+        invocation.console.say(f"documents without text, skipped: {report.skipped_documents}")
     if report.repeated_documents:
-        invocation.console.say(
-            f"{report.repeated_documents} documents were left out of training: they stand in the validation text"
-        )
+        invocation.console.say(f"documents that repeat in the validation text, skipped: {report.repeated_documents}")
     facts = {
         "dataset": dataset,
         "folder": str(folder),

@@ -103,7 +103,7 @@ def import_folder(
 
 
 def list_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = ()) -> list[Path]:
-    """The files of a folder that hold text, in a fixed order, but for `apart_from` and hidden ones; adds to the report."""
+    """The files of a folder with text, in a fixed order, but for `apart_from` and hidden ones; adds to the report."""
     excluded = {path.resolve() for path in apart_from}
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
@@ -123,13 +123,13 @@ def list_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = 
     if not files:
         have = f"its {len(found)} files are of other kinds" if found else "it is empty"
         raise UsageError(f"{source} has no {', '.join(SUFFIXES)} file: {have}", "choose another folder to import")
+    report.ignored_files += len(found) - len(files)
     files = [path for path in files if path.resolve() not in excluded]
     if not files:
         raise UsageError(
             f"every file of {source} is validation text: nothing is left to train on", "choose another --val"
         )
     report.num_files += len(files)
-    report.ignored_files += len(found) - len(files)
     return files
 
 

@@ -62,8 +62,8 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over names and contents: two data sets with one hash give the same training."""
-        lines = [f"{shard.split} {shard.name} {shard.sha256}\n" for shard in self.shards]
+        """SHA-256 over the contents in reading order: two data sets with one hash give the same training."""
+        lines = [f"{shard.split} {shard.sha256}\n" for shard in self.shards]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

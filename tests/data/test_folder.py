@@ -81,7 +81,8 @@ def test_validation_text_inside_the_source_is_never_trained_on(source: Path, tmp
 
 def test_one_document_is_enough_with_validation_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("only")
-    import_folder(tmp_path / "a.txt", tmp_path / "dest", val=tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("other")
+    import_folder(tmp_path / "a.txt", tmp_path / "dest", val=tmp_path / "b.txt")
     assert list(iter_documents(tmp_path / "dest", "train")) == ["only"]
 
 
@@ -96,6 +97,11 @@ def test_an_import_replaces_what_was_there(source: Path, tmp_path: Path) -> None
     import_folder(source / "c.jsonl", tmp_path / "dest")
     assert len(list(iter_documents(tmp_path / "dest", "train"))) == 297
     assert len(list((tmp_path / "dest").iterdir())) == 3
+
+
+def test_the_same_text_has_the_same_hash_however_often_it_is_imported(source: Path, tmp_path: Path) -> None:
+    first, second = (import_folder(source, tmp_path / "dest").manifest for _ in range(2))
+    assert first.hash == second.hash and first.shards[0].name != second.shards[0].name
 
 
 def write(path: Path, data: bytes) -> Path:
