@@ -102,8 +102,9 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
     for score in scores:
         value = score.get("bpb", score.get("accuracy", score.get("value")))
         shown = "-" if value is None else f"{value:.4f}" if "accuracy" not in score else f"{100 * value:.1f}%"
+        tools = f", {score['with_tool']} with a tool" if score.get("with_tool") else ""
         of = (
-            f"of {score['total']}"
+            f"of {score['total']}{tools}"
             if score.get("total")
             else f"on {score['num_tokens']:,} tokens"
             if score.get("num_tokens")

@@ -1,6 +1,7 @@
 """Batches of pretraining text: row groups to tokens to full rows, ahead of the training in a thread.
 
-The caller says which rank it is; nothing here communicates.
+The caller says which rank it is; nothing here communicates. The rows of a row group are shuffled, because packing puts
+long documents first: unshuffled, a batch would hold one kind of text.
 
 Training is endless: rank r of n takes row groups r, r + n, ... epoch after epoch. Validation is one pass: all ranks
 read the same rows and rank r keeps rows r, r + n, ..., so that the same tokens are scored on any number of ranks.
@@ -52,13 +53,14 @@ class _Source:
     directory: Path
 
     def pack(self, place: Place) -> tuple[np.ndarray, list[np.ndarray], int]:
-        """Rows and rest of one part behind what was carried over, and the part's number of tokens."""
+        """Rows (shuffled) and rest of one part behind what was carried over, and the part's number of tokens."""
         part = self.parts[place.position]
         texts = [text for text in read_row_group(part.group).to_pylist()[part.start :: part.step] if text]
         bos_id = self.tokenizer.bos_id
         documents = [np.array([bos_id, *ids], dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         carried = [np.array(piece, dtype=np.int32) for piece in place.carry]
         rows, rest = pack_documents(carried + documents, self.row_tokens, bos_id)
+        rows = np.random.default_rng([place.epoch, place.position]).permutation(rows)
         return rows, rest, sum(map(len, documents))
 
     def iter_train_rows(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:

@@ -41,7 +41,8 @@ class Score:
     """An accuracy with what is needed to judge it.
 
     total: graded examples; too_long of them had a prompt that leaves no room for an answer and count as wrong.
-    baseline: what guessing gets. accuracy and stderr are None where nothing was graded.
+    with_tool: examples whose answer got a tool's output, right or wrong. baseline: what guessing gets. accuracy and
+    stderr are None where nothing was graded.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Score:
     total: int
     too_long: int = 0
     ungraded: int = 0
+    with_tool: int = 0
     baseline: float = 0.0
     samples: tuple[AnswerSample, ...] = ()
 
@@ -100,7 +102,7 @@ def evaluate_chat(
     fitting = [place for place, prompt in enumerate(prompts) if len(prompt) < model.config.context]
     fitting_prompts = [prompts[place] for place in fitting]
     report = progress or (lambda done, num_all: None)
-    baseline = 0.0
+    baseline, with_tool = 0.0, 0
     if task.eval_type == "categorical":
         letters = [_letters_of(task, index) for index in indices]
         baseline = sum(1 / len(choices) for choices in letters)
@@ -109,7 +111,7 @@ def evaluate_chat(
         answers = [(Part("text", letter),) for letter in chosen]
     else:
         longest = max_new_tokens if task.max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
-        answer_ids = _answer(model, tokenizer, fitting_prompts, batch_size, longest, report)
+        answer_ids, with_tool = _answer(model, tokenizer, fitting_prompts, batch_size, longest, report)
         answers = [split_parts(tokenizer, ids) for ids in answer_ids]
     answered = dict(zip(fitting, answers, strict=True))
     graded: list[bool | None] = []
@@ -126,14 +128,16 @@ def evaluate_chat(
         if len(samples) < num_samples:
             samples.append(AnswerSample(conversation.messages[-2].text, shown, verdict))
     counts = [sum(v is True for v in graded), sum(v is not None for v in graded), len(prompts) - len(fitting)]
-    sums = torch.tensor([*counts, baseline], dtype=torch.float64)
+    sums = torch.tensor([*counts, with_tool, baseline], dtype=torch.float64)
     if world is not None and world_size > 1:
         sums = sums.to(world.device)
         world.all_reduce_sum(sums)
-    correct, total, too_long, baseline = sums.tolist()
-    ungraded = len(picked) - int(total)
+    *numbers, baseline = sums.tolist()
+    correct, total, too_long, with_tool = map(int, numbers)
     mean_baseline = baseline / len(picked) if picked else 0.0
-    return Score(task.name, int(correct), int(total), int(too_long), ungraded, mean_baseline, tuple(samples))
+    return Score(
+        task.name, correct, total, too_long, len(picked) - total, with_tool, mean_baseline, tuple(samples)
+    )
 
 
 def average_centred(scores: Sequence[Score]) -> float | None:
@@ -206,10 +210,10 @@ def show_parts(parts: Sequence[Part]) -> str:
 
 def _answer(
     model, tokenizer: Tokenizer, prompts: list[list[int]], batch_size: int, longest: int, report: Progress
-) -> list[list[int]]:
-    """Greedy answers with tools, many at a time, without their stop token."""
+) -> tuple[list[list[int]], int]:
+    """Greedy answers with tools, many at a time, without their stop token; and how many of them a tool wrote to."""
     if not prompts:
-        return []
+        return [], 0
     special = tokenizer.special_ids
     context = min(model.config.context, max(map(len, prompts)) + longest)  # the cache is no larger than needed
     engine = Engine(
@@ -223,16 +227,19 @@ def _answer(
     for number, prompt in enumerate(prompts):
         engine.add(Request(number, prompt, params))
     answers: list[list[int]] = [[] for _ in prompts]
+    helped: set[int] = set()
     done = 0
     while engine.num_active:
         for event in engine.step():
             assert isinstance(event.request_id, int)
             if event.token is not None and event.finish != "stop":
                 answers[event.request_id].append(event.token)
+            if event.forced:
+                helped.add(event.request_id)
             if event.finish:
                 done += 1
                 report(done, len(prompts))
-    return answers
+    return answers, len(helped)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ class Display:
         self._last_line = 0.0
         self._started = 0.0
         self._first_done = 0.0
+        self._last_done = -1.0
 
     def __enter__(self) -> "Display":
         return self
@@ -53,14 +54,15 @@ class Display:
         if name != self._name:
             self.finish()
             self._name, self._started, self._first_done, self._last_line = name, now, done, 0.0
+            self._last_done = -1.0
             if self._live:
                 self._progress = _build_progress()
                 self._progress.start()
                 self._task = self._progress.add_task(name, total=total, detail="")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, detail=detail)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total:
-            self._last_line = now
+        elif done != self._last_done and (now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total):
+            self._last_line, self._last_done = now, done
             share = f"{100 * done / total:.0f}%" if total else ""
             left = self._seconds_left(now, done, total)
             parts = [

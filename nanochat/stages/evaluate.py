@@ -102,8 +102,9 @@ def _score_chat(
         if score.accuracy is None:
             display.say(f"{score.name}: not graded, {score.ungraded} answers written")
         else:
+            tools = f", {score.with_tool} with a tool" if score.with_tool else ""
             display.say(
-                f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f})"
+                f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f}){tools}"
             )
     values = {score.name: score.accuracy for score in scores}
     mean = average_centred(scores)

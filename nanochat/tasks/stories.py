@@ -82,6 +82,9 @@ QUESTIONS = (
     "Write a story about a {hero}.",
     "Do you know a story about a {hero}?",
     "Please tell me a story about a {trait} {hero}.",
+    "Tell me a story.",
+    "Tell me a short story.",
+    "Can you tell me a story?",
 )
 
 

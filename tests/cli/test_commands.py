@@ -30,7 +30,7 @@ def launched(monkeypatch):
             return codes[stage]
         folder.mkdir(exist_ok=True)
         if stage == "evaluate":
-            for name in ("bpb", "letters", "arithmetic", "identity"):
+            for name in ("bpb", *read_saved(settings)[1].eval.tasks):
                 record = {"stage": "sft", "step": 20, "name": name, "accuracy": 0.5, "total": 2}
                 (folder / f"sft_{name}.json").write_text(json.dumps(record))
         else:
@@ -79,7 +79,7 @@ def test_what_is_not_trained_yet_may_still_change(nanochat, launched, home) -> N
     make_run(home, "r", ("tokenizer", "base"))
     outcome = nanochat("train", "mid", "--run", "r", "--set", "mid.num_steps=9", "--set", "batch.device_batch_size=8")
     assert outcome.code == 0, outcome.err
-    assert "mid.num_steps was 450, is now 9" in outcome.err
+    assert "mid.num_steps was 600, is now 9" in outcome.err
     assert read_saved(home / "runs/r/settings.json")[1].mid.num_steps == 9
 
 

@@ -104,8 +104,17 @@ def test_a_document_longer_than_many_rows_continues(tmp_path: Path) -> None:
     text = "".join(map(str, range(100)))
     write_shards(tmp_path, [text], "val")
     rows = read(PretrainLoader(tmp_path, "val", ByteTokenizer(), rows=1, context=16), 99)
-    tokens = [token for row in rows for token in (*row[0, 0].tolist(), int(row[1, 0, -1])) if 0 <= token < 256]
-    assert bytes(tokens).decode() == text
+    tokens = [[*row[0, 0].tolist(), int(row[1, 0, -1])] for row in rows]
+    pieces = [bytes(token for token in row if 0 <= token < 256).decode() for row in tokens]
+    assert "".join(sorted(pieces, key=text.index)) == text
+
+
+def test_rows_come_shuffled_and_otherwise_in_every_epoch(tmp_path: Path) -> None:
+    write_shards(tmp_path, [chr(65 + index) * 64 for index in range(26)], "train")  # four rows each
+    with PretrainLoader(tmp_path, "train", ByteTokenizer(), 26, 16) as loader:
+        first, second = (["".join(map(chr, ids[:, 1])) for ids in (next(loader).ids for _ in range(4))] for _ in "ab")
+    assert sorted("".join(first)) == sorted(letter for index in range(26) for letter in chr(65 + index) * 4)
+    assert all(len(set(batch)) > 10 for batch in first) and first != second
 
 
 def collect_validation(dataset: Path, rows: int, world_size: int, max_tokens: int | None) -> list[tuple[int, ...]]:

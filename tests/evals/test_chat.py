@@ -131,6 +131,7 @@ class ChatterTask(SumTask):
 def test_answers_are_sampled_with_tools_and_graded(batch_size: int) -> None:
     score = evaluate_chat(SumTask(), Follower(CALCULATES_FIVE), TOKENIZER, batch_size=batch_size)
     assert (score.correct, score.total, score.too_long, score.accuracy) == (1, 10, 0, 0.1)
+    assert score.with_tool == 10
     assert score.stderr == pytest.approx(math.sqrt(0.1 * 0.9 / 10))
     assert score.samples[4].question == "4+1?" and score.samples[4].answer == "[2+3 -> 5]5"
     assert [sample.correct for sample in score.samples] == [index == 4 for index in range(8)]
@@ -143,7 +144,7 @@ def test_the_score_of_a_model_never_changes() -> None:
 
 def test_an_answer_without_end_is_cut_and_graded() -> None:
     score = evaluate_chat(SumTask(), Follower(chain(START, *b"77")), TOKENIZER, max_new_tokens=4)
-    assert score.correct == 0 and score.samples[0].answer == "7777"
+    assert score.correct == score.with_tool == 0 and score.samples[0].answer == "7777"
 
 
 def test_prompts_longer_than_the_context_count_as_wrong_and_are_said() -> None:
@@ -201,8 +202,8 @@ def test_ranks_share_the_examples_and_their_sum_is_the_score_of_one_process(task
     alone, sums = evaluate_chat(task, model, TOKENIZER), []
     for rank in range(3):
         evaluate_chat(task, model, TOKENIZER, world=FakeWorld(rank, sums))  # type: ignore[arg-type]
-    correct, total, too_long, baseline = torch.stack(sums).sum(0).tolist()
-    assert (correct, total, too_long) == (alone.correct, alone.total, alone.too_long)
+    correct, total, too_long, with_tool, baseline = torch.stack(sums).sum(0).tolist()
+    assert (correct, total, too_long, with_tool) == (alone.correct, alone.total, alone.too_long, alone.with_tool)
     assert baseline / total == pytest.approx(alone.baseline)
 
 
@@ -215,6 +216,7 @@ def test_a_score_is_plain_json_with_its_derived_numbers() -> None:
         "total": 10,
         "too_long": 0,
         "ungraded": 0,
+        "with_tool": 10,
         "baseline": 0.0,
         "accuracy": 0.1,
         "stderr": pytest.approx(math.sqrt(0.009)),

@@ -74,7 +74,7 @@ def test_letters_equal_the_argmax_of_each_prompt_alone(model: GPT, batch_size: i
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_answers_equal_greedy_decoding_without_a_cache(model: GPT, batch_size: int) -> None:
     prompts = make_prompts(8)
-    answers = _answer(model, TOKENIZER, prompts, batch_size, 12, lambda done, num_all: None)  # type: ignore[arg-type]
+    answers, _ = _answer(model, TOKENIZER, prompts, batch_size, 12, lambda done, num_all: None)  # type: ignore[arg-type]
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 12:
