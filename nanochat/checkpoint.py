@@ -36,7 +36,8 @@ class Checkpoint:
     """What a checkpoint folder holds; tensors are on the CPU."""
 
     model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    optimizer: list[dict[str, Tensor]]
+    """Of this rank alone where as many ranks saved it, else of every rank that did, in their order."""
     state: dict
     meta: dict
 
@@ -96,8 +97,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, with_optimizer: bool = True, world: World | None = None) -> Checkpoint:
     """Read a checkpoint, checking each file that is read against the manifest.
 
-    With an optimizer, `world` says whose tensors. Raises MissingError where there is no such folder and
-    DataError, naming the file, where one is absent, cut short or altered.
+    With an optimizer, `world` says whose tensors: one file where as many processes wrote it, else all. Raises
+    MissingError where there is no such folder and DataError, naming the file, where one is absent or altered.
     """
     world = world or World()
     if not folder.is_dir():
@@ -106,18 +107,15 @@ def load_checkpoint(folder: Path, with_optimizer: bool = True, world: World | No
     wanted = [MODEL, STATE]
     ranks = sorted(name for name in files if name.startswith("optim_rank"))
     if with_optimizer and ranks:
-        if len(ranks) != world.world_size:
-            raise DataError(
-                f"{folder} was written by {len(ranks)} processes and cannot be resumed by {world.world_size}",
-                f"nanochat resume --gpus {len(ranks)}",
-            )
-        wanted.append(_optimizer_name(world.rank, world.world_size))
+        own = _optimizer_name(world.rank, world.world_size)
+        ranks = [own] if own in ranks else ranks
+        wanted += ranks
     for name in wanted:
         _verify(folder, name, files)
     try:
         record = json.loads((folder / STATE).read_text(encoding="utf-8"))
         model = load_file(folder / MODEL)
-        optimizer = load_file(folder / wanted[2]) if len(wanted) == 3 else {}
+        optimizer = [load_file(folder / name) for name in wanted[2:]]
         return Checkpoint(model, optimizer, record["state"], record["meta"])
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise DataError(f"checkpoint {folder} cannot be read: {error}", "nanochat runs ls") from error

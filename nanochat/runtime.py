@@ -8,7 +8,6 @@ import shutil
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,14 +56,6 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """The picklable values of all ranks, in their order. Collective: every rank calls this."""
-        values = [value]
-        if self.world_size > 1:
-            values = [None] * self.world_size
-            dist.all_gather_object(values, value)
-        return values
 
     def close(self) -> None:
         """Leave the process group. Collective: every rank calls this."""

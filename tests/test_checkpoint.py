@@ -10,6 +10,7 @@ import torch
 from nanochat.checkpoint import latest_good, load_checkpoint, remove_stale, save_checkpoint, verify_checkpoint
 from nanochat.errors import CapacityError, DataError, MissingError
 from nanochat.paths import StagePaths
+from nanochat.runtime import World
 
 
 def save(stage: StagePaths, step: int, keep: int = 2) -> Path:
@@ -26,8 +27,8 @@ def test_what_is_saved_is_loaded(stage: StagePaths) -> None:
     checkpoint = load_checkpoint(save(stage, 5))
     assert checkpoint.state == {"step": 5} and checkpoint.meta == {"config": {}}
     assert torch.equal(checkpoint.model["a"], torch.full((3, 2), 5.0)) and checkpoint.model["b"].dtype == torch.int64
-    assert torch.equal(checkpoint.optimizer["a.momentum"], torch.ones(3, 2))
-    assert load_checkpoint(stage.checkpoint(5), with_optimizer=False).optimizer == {}
+    assert torch.equal(checkpoint.optimizer[0]["a.momentum"], torch.ones(3, 2))
+    assert load_checkpoint(stage.checkpoint(5), with_optimizer=False).optimizer == []
 
 
 def test_the_newest_are_kept_and_nothing_else(stage: StagePaths) -> None:
@@ -115,11 +116,18 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
     verify_checkpoint(stage.checkpoint(1))
 
 
-def test_another_number_of_processes_is_refused_with_a_sentence(stage: StagePaths) -> None:
+def test_a_world_of_another_size_reads_the_file_of_every_rank(stage: StagePaths) -> None:
     folder = save(stage, 1)
-    for index, name in enumerate(("optim_rank000_of_001.safetensors",)):
-        manifest = json.loads((folder / "MANIFEST.json").read_text())
-        manifest["files"][f"optim_rank00{index + 1}_of_002.safetensors"] = manifest["files"][name]
-        (folder / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="2 processes"):
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    entry = manifest["files"].pop("optim_rank000_of_001.safetensors")
+    for rank in range(2):
+        name = f"optim_rank00{rank}_of_002.safetensors"
+        shutil.copy(folder / "optim_rank000_of_001.safetensors", folder / name)
+        manifest["files"][name] = entry
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    sizes = {world: len(load_checkpoint(folder, world=World(0, 0, world)).optimizer) for world in (1, 2, 3)}
+    assert sizes == {1: 2, 2: 1, 3: 2}
+    (folder / "optim_rank001_of_002.safetensors").unlink()
+    assert len(load_checkpoint(folder, world=World(0, 0, 2)).optimizer) == 1
+    with pytest.raises(DataError, match="optim_rank001_of_002"):
         load_checkpoint(folder)

@@ -1,7 +1,7 @@
 """Batches of conversations: rendered, shuffled every epoch, packed whole into rows, learnt where the assistant speaks.
 
-The caller says which rank it is; nothing here communicates. Rank r of n takes conversations r, r + n, ... of the
-epoch's order.
+The caller says which rank it is; nothing here communicates. Every rank packs the same rows and takes rows r, r + n, ...
+of them, so that a run goes on with any number of ranks (see pretrain.py).
 """
 
 import math
@@ -42,7 +42,7 @@ class Conversations(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """Conversations that this rank read so far, and those among them that were too long for a row."""
+    """Conversations read so far, and those among them that were too long for a row."""
 
     total: int = 0
     dropped: int = 0
@@ -51,7 +51,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands. The pool is what was carried over, (epoch, index in its share) each, then start:stop."""
+    """Where all ranks stand. The pool is what was carried over, (epoch, index in its order) each, then start:stop."""
 
     epoch: int = 0
     start: int = 0
@@ -70,8 +70,9 @@ class FinetuneLoader:
     Conversations stand whole in a row, each from its own bos; the end of a row is bos, ignored. One that is longer than
     context + 1 tokens is dropped, truncated at its end or an error, as `overlong` says.
 
-    cursor: what `cursor()` returned after the last batch that was used; the next batches are the same bit for bit. On
-    another number of ranks the epoch starts at about the same share, and `resumed_exactly` is False: say so.
+    cursor: what `cursor()` returned after the last batch that was used, on any rank of a world of any size; the next
+    rows are the same bit for bit. With other conversations the epoch goes on at about the same share, and
+    `resumed_exactly` is False: say so.
 
     Close it (or use `with`) to stop the thread. Raises UsageError where there is no conversation, and DataError from
     the iteration where overlong = "error" meets one or where all are dropped.
@@ -95,15 +96,17 @@ class FinetuneLoader:
             raise UsageError(f"overlong = {overlong!r} is none of {', '.join(OVERLONG)}")
         if len(conversations) == 0:
             raise UsageError("there is no conversation to learn from", "add tasks to the mixture")
-        self._source = _Source(conversations, tokenizer, context + 1, seed, overlong, rank, world_size)
-        self._rows = rows
+        self._source = _Source(conversations, tokenizer, context + 1, seed, overlong)
+        self._batch_rows = rows * world_size
         self._identity = {
-            "conversations": len(conversations), "row_tokens": context + 1, "seed": seed, "rank": rank,
-            "world_size": world_size, "overlong": OVERLONG.index(overlong),
-        }  # fmt: skip
+            "conversations": len(conversations),
+            "row_tokens": context + 1,
+            "seed": seed,
+            "overlong": OVERLONG.index(overlong),
+        }
         self.resumed_exactly = True
         self._place = Place() if cursor is None else self._read_cursor(cursor)
-        batches = _iter_batches(self._source, self._place, rows)
+        batches = _iter_batches(self._source, self._place, rows, rank, world_size)
         self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -115,7 +118,7 @@ class FinetuneLoader:
 
     @property
     def epoch(self) -> int:
-        """Complete passes over this rank's share before the end of the batch just yielded."""
+        """Complete passes over the conversations before the end of the batch just yielded."""
         return self._place.epoch
 
     @property
@@ -126,13 +129,13 @@ class FinetuneLoader:
     @property
     def num_batches_per_epoch(self) -> int:
         """Batches of one pass, the same on every rank: measured on a sample where there are many conversations."""
-        return _plan_batches(self._source, self._rows)
+        return _plan_batches(self._source, self._batch_rows)
 
     def cursor(self) -> dict[str, Any]:
-        """Where the batch just yielded ends, for this rank, as JSON."""
+        """Where the batch just yielded ends, the same on every rank, as JSON."""
         place = self._place
         return {
-            "version": 1,
+            "version": 2,
             **self._identity,
             "epoch": place.epoch,
             "start": place.start,
@@ -144,8 +147,8 @@ class FinetuneLoader:
 
     def _read_cursor(self, cursor: dict[str, Any]) -> Place:
         try:
-            if cursor["version"] != 1:
-                raise DataError(f"the data cursor has version {cursor['version']}, not 1")
+            if cursor["version"] != 2:
+                raise DataError(f"the data cursor has version {cursor['version']}, not 2")
             saved = {key: int(cursor[key]) for key in self._identity}
             epoch, start, row = (int(cursor[key]) for key in ("epoch", "start", "row"))
             carry = tuple((int(entry[0]), int(entry[1])) for entry in cursor["carry"])
@@ -157,8 +160,8 @@ class FinetuneLoader:
         if saved == self._identity:
             return Place(epoch, start, row, carry, counts, counted)
         self.resumed_exactly = False
-        share = start * saved["world_size"] / max(1, saved["conversations"])  # of the epoch, for all ranks together
-        return Place(epoch, int(min(share, 1.0) * self._source.num_mine))
+        share = start / max(1, saved["conversations"])
+        return Place(epoch, int(min(share, 1.0) * len(self._source.conversations)))
 
     def close(self) -> None:
         """Stop the thread. The loader yields nothing more."""
@@ -180,26 +183,18 @@ class _Source:
     row_tokens: int
     seed: int
     overlong: Overlong
-    rank: int
-    world_size: int
     _orders: dict[int, list[int]] = field(default_factory=dict)
 
-    @property
-    def num_mine(self) -> int:
-        """Conversations of this rank in an epoch; a rank without one shares another rank's."""
-        return max(1, len(range(self.rank, len(self.conversations), self.world_size)))
-
     def order(self, epoch: int) -> list[int]:
-        """This rank's conversations in the order of an epoch."""
-        mine = self._orders.get(epoch)
-        if mine is None:
+        """The conversations in the order of an epoch."""
+        indices = self._orders.get(epoch)
+        if indices is None:
             indices = list(range(len(self.conversations)))
             random.Random(f"finetune/{self.seed}/{epoch}").shuffle(indices)
-            mine = indices[self.rank :: self.world_size] or [indices[self.rank % len(indices)]]
-            self._orders[epoch] = mine
+            self._orders[epoch] = indices
             if len(self._orders) > 2:  # this epoch and what was carried over from the one before
                 del self._orders[min(self._orders)]
-        return mine
+        return indices
 
     def render(self, epoch: int, index: int) -> Rendered:
         ids, mask = render(self.tokenizer, self.conversations[self.order(epoch)[index]])
@@ -224,7 +219,7 @@ class _Source:
         kept = [rendered for rendered in pool if rendered is not None]
         assert len(kept) == len(places), "a dropped conversation was carried over"
         counts = place.counts
-        for index in range(place.start, min(place.start + POOL_CONVERSATIONS, self.num_mine)):
+        for index in range(place.start, min(place.start + POOL_CONVERSATIONS, len(self.conversations))):
             rendered = self.render(place.epoch, index)
             fitting = self.fit(rendered)
             counts = Counts(
@@ -252,7 +247,7 @@ class _Source:
                 yield row, learnt, replace(place, row=number + 1, counted=counted)
             carry = tuple(places[index] for index in rest)
             place = Place(place.epoch, place.start + POOL_CONVERSATIONS, 0, carry, counted, counted)
-            if place.start >= self.num_mine:
+            if place.start >= len(self.conversations):
                 if counted.total == counted.dropped:
                     raise DataError(
                         f"all {counted.total:,} conversations are longer than the context of {self.row_tokens - 1:,}",
@@ -261,18 +256,20 @@ class _Source:
                 place = replace(place, epoch=place.epoch + 1, start=0)
 
 
-def _iter_batches(source: _Source, start: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
+def _iter_batches(
+    source: _Source, start: Place, num_rows: int, rank: int, world_size: int
+) -> Iterator[tuple[Batch, Place]]:
     rows, masks = [], []
     for row, learnt, place in source.iter_rows(start):
         rows.append(row)
         masks.append(learnt)
-        if len(rows) == num_rows:
-            yield build_batch(np.stack(rows), np.stack(masks)), place
+        if len(rows) == num_rows * world_size:
+            yield build_batch(np.stack(rows[rank::world_size]), np.stack(masks[rank::world_size])), place
             rows, masks = [], []
 
 
 def _plan_batches(source: _Source, num_rows: int) -> int:
-    """Batches of an epoch on every rank, from the lengths of a fixed sample of all ranks' conversations."""
+    """Batches of num_rows rows, those of all ranks, in an epoch: from the lengths of a fixed sample."""
     num_conversations = len(source.conversations)
     chosen = range(num_conversations)
     if num_conversations > PLANNED_CONVERSATIONS:
@@ -285,4 +282,4 @@ def _plan_batches(source: _Source, num_rows: int) -> int:
             lengths.append(len(fitting[0]))
     rows, _ = pack_whole(lengths, source.row_tokens, flush=True)
     num_all_rows = len(rows) * num_conversations / len(chosen)
-    return max(1, math.ceil(num_all_rows / (num_rows * source.world_size)))
+    return max(1, math.ceil(num_all_rows / num_rows))

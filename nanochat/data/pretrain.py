@@ -1,10 +1,13 @@
 """Batches of pretraining text: row groups to tokens to full rows, ahead of the training in a thread.
 
-The caller says which rank it is; nothing here communicates. The rows of a row group are shuffled, because packing puts
-long documents first: unshuffled, a batch would hold one kind of text.
+The caller says which rank it is; nothing here communicates.
 
-Training is endless: rank r of n takes row groups r, r + n, ... epoch after epoch. Validation is one pass: all ranks
-read the same rows and rank r keeps rows r, r + n, ..., so that the same tokens are scored on any number of ranks.
+Every rank packs the same rows from the same row groups and takes rows r, r + n, ... of them, so the tokens of a step
+and the place where the data stands do not depend on the number of ranks: a run goes on with more or fewer of them, no
+document twice and none left out. The price is that each rank tokenizes all the text. The rows of a row group are
+shuffled, because packing puts long documents first: unshuffled, a batch would hold one kind of text.
+
+Training is endless, epoch after epoch. Validation is one pass.
 """
 
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ PREFETCHED_BATCHES = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands: the next row to yield is `row` of what `carry` and the group at `position` pack into."""
+    """Where all ranks stand: the next row is `row` of what `carry` and the group at `position` pack into."""
 
     epoch: int = 0
     position: int = 0
@@ -34,28 +37,18 @@ class Place:
     tokens_in_epoch: int = 0
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The documents start::step of a row group."""
-
-    group: RowGroup
-    start: int = 0
-    step: int = 1
-
-
 @dataclass
 class _Source:
     """What the thread needs; it knows nothing of the loader, which can therefore be garbage-collected."""
 
-    parts: list[_Part]
+    groups: list[RowGroup]
     tokenizer: Encoder
     row_tokens: int
     directory: Path
 
     def pack(self, place: Place) -> tuple[np.ndarray, list[np.ndarray], int]:
-        """Rows (shuffled) and rest of one part behind what was carried over, and the part's number of tokens."""
-        part = self.parts[place.position]
-        texts = [text for text in read_row_group(part.group).to_pylist()[part.start :: part.step] if text]
+        """Rows (shuffled) and rest of a group behind what was carried over, and the group's number of tokens."""
+        texts = [text for text in read_row_group(self.groups[place.position]).to_pylist() if text]
         bos_id = self.tokenizer.bos_id
         documents = [np.array([bos_id, *ids], dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         carried = [np.array(piece, dtype=np.int32) for piece in place.carry]
@@ -71,17 +64,17 @@ class _Source:
                 yield rows[index], replace(place, row=index + 1)
             carry = tuple(tuple(piece.tolist()) for piece in rest)
             seen = place.tokens_in_epoch + num_tokens
-            if place.position + 1 < len(self.parts):
+            if place.position + 1 < len(self.groups):
                 place = Place(place.epoch, place.position + 1, 0, carry, seen)
                 continue
             if seen == 0:
-                raise DataError(f"the data set {self.directory} holds no text for this rank", f"ls {self.directory}")
+                raise DataError(f"the data set {self.directory} holds no text", f"ls {self.directory}")
             place = Place(place.epoch + 1, 0, 0, carry, 0)
 
     def iter_val_rows(self) -> Iterator[tuple[np.ndarray, int]]:
         """All rows once, each with its number of tokens; the last one is filled up with bos."""
         place = Place()
-        for position in range(len(self.parts)):
+        for position in range(len(self.groups)):
             rows, rest, _ = self.pack(replace(place, position=position))
             for row in rows:
                 yield row, self.row_tokens
@@ -99,9 +92,9 @@ class PretrainLoader:
     `train` is endless and resumes at a cursor; `val` is one pass in the same order every time, of at most max_tokens
     targets over all ranks, and every rank gets the same number of batches (filled up with ignored targets).
 
-    cursor: what `cursor()` returned after the last batch that was used. On the same rank of the same world, with the
-    same data, tokenizer and sizes, the next batches are the same bit for bit. On another number of ranks the loader
-    starts at about the same share of the epoch, and `resumed_exactly` is False: say so.
+    cursor: what `cursor()` returned after the last batch that was used, on any rank of a world of any size. With the
+    same data, tokenizer and context the next rows are the same bit for bit. With other data the loader starts at about
+    the same share of the epoch, and `resumed_exactly` is False: say so.
 
     Close it (or use `with`) to stop the thread. Raises MissingError and DataError as `list_row_groups` does; errors of
     the thread are raised by the iteration.
@@ -122,20 +115,19 @@ class PretrainLoader:
     ) -> None:
         assert 0 <= rank < world_size and rows > 0 and context > 0, (rank, world_size, rows, context)
         groups = list_row_groups(directory, split)
-        self._identity = {"groups": len(groups), "row_tokens": context + 1, "rank": rank, "world_size": world_size}
+        self._identity = {"groups": len(groups), "row_tokens": context + 1}
         self.resumed_exactly = True
         self.num_row_groups = len(groups)
         self._place = Place()
+        source = _Source(groups, tokenizer, context + 1, directory)
         if split == "val":
             if cursor is not None:
                 raise UsageError("validation has no cursor: it is one pass from the start")
-            source = _Source([_Part(group) for group in groups], tokenizer, context + 1, directory)
             batches = _iter_val_batches(source, rows, rank, world_size, max_tokens)
         else:
-            source = _Source(_share_out(groups, rank, world_size), tokenizer, context + 1, directory)
             if cursor is not None:
-                self._place = self._read_cursor(cursor, len(source.parts))
-            batches = _iter_train_batches(source, self._place, rows)
+                self._place = self._read_cursor(cursor)
+            batches = _iter_train_batches(source, self._place, rows, rank, world_size)
         self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -147,7 +139,7 @@ class PretrainLoader:
 
     @property
     def epoch(self) -> int:
-        """Complete passes over this rank's share before the end of the batch just yielded."""
+        """Complete passes over the text before the end of the batch just yielded."""
         return self._place.epoch
 
     @property
@@ -156,10 +148,10 @@ class PretrainLoader:
         return 0.0
 
     def cursor(self) -> dict[str, Any]:
-        """Where the batch just yielded ends, for this rank, as JSON."""
+        """Where the batch just yielded ends, the same on every rank, as JSON."""
         place = self._place
         return {
-            "version": 1,
+            "version": 2,
             **self._identity,
             "epoch": place.epoch,
             "position": place.position,
@@ -168,10 +160,10 @@ class PretrainLoader:
             "tokens_in_epoch": place.tokens_in_epoch,
         }
 
-    def _read_cursor(self, cursor: dict[str, Any], num_parts: int) -> Place:
+    def _read_cursor(self, cursor: dict[str, Any]) -> Place:
         try:
-            if cursor["version"] != 1:
-                raise DataError(f"the data cursor has version {cursor['version']}, not 1")
+            if cursor["version"] != 2:
+                raise DataError(f"the data cursor has version {cursor['version']}, not 2")
             saved = {key: int(cursor[key]) for key in self._identity}
             numbers = [int(cursor[key]) for key in ("epoch", "position", "row", "tokens_in_epoch")]
             carry = tuple(tuple(int(token) for token in piece) for piece in cursor["carry"])
@@ -180,11 +172,11 @@ class PretrainLoader:
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
         epoch, position, row, tokens_in_epoch = numbers
-        if saved == self._identity and 0 <= position < num_parts:
+        if saved == self._identity and 0 <= position < self.num_row_groups:
             return Place(epoch, position, row, carry, tokens_in_epoch)
         self.resumed_exactly = False
-        share = position * saved["world_size"] / max(1, saved["groups"])  # of the epoch, in terms of all ranks together
-        return Place(epoch, min(int(share * num_parts), num_parts - 1))
+        share = position / max(1, saved["groups"])
+        return Place(epoch, min(int(share * self.num_row_groups), self.num_row_groups - 1))
 
     def close(self) -> None:
         """Stop the thread. The loader yields nothing more."""
@@ -197,23 +189,14 @@ class PretrainLoader:
         self.close()
 
 
-def _share_out(groups: list[RowGroup], rank: int, world_size: int) -> list[_Part]:
-    """Groups r, r + n, ...; where there are fewer groups than ranks, ranks share the documents of one."""
-    if len(groups) >= world_size:
-        return [_Part(group) for group in groups[rank::world_size]]
-    index = rank % len(groups)
-    sharers = len(range(index, world_size, len(groups)))
-    # Fewer documents than sharers: some ranks read the same one, since every rank must have a batch.
-    sharers = min(sharers, groups[index].num_rows)
-    return [_Part(groups[index], rank // len(groups) % sharers, sharers)]
-
-
-def _iter_train_batches(source: _Source, start: Place, num_rows: int) -> Iterator[tuple[Batch, Place]]:
+def _iter_train_batches(
+    source: _Source, start: Place, num_rows: int, rank: int, world_size: int
+) -> Iterator[tuple[Batch, Place]]:
     rows = []
     for row, place in source.iter_train_rows(start):
         rows.append(row)
-        if len(rows) == num_rows:
-            yield build_batch(np.stack(rows)), place
+        if len(rows) == num_rows * world_size:
+            yield build_batch(np.stack(rows[rank::world_size])), place
             rows = []
 
 

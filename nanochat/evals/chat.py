@@ -91,7 +91,8 @@ def evaluate_chat(
     """Score a model on at most `max_examples` examples, spread evenly over the task.
 
     model: a GPT in the state in which it is to be scored. max_new_tokens: the longest answer where the task
-    does not ask for a shorter one. progress(done, all) is called after each example or batch.
+    does not ask for a shorter one. num_samples: examples to keep for people, wrong ones first up to half of them.
+    progress(done, all) is called after each example or batch.
     Collective with a `world`: rank r answers examples r, r + n, ...; counts are summed, samples stay with each rank.
     """
     picked = spread_indices(task.num_examples(), max_examples)
@@ -125,8 +126,7 @@ def evaluate_chat(
             verdict = task.evaluate(conversation, "".join(part.text for part in parts if part.kind == "text"))
             shown = show_parts(parts)
         graded.append(verdict)
-        if len(samples) < num_samples:
-            samples.append(AnswerSample(conversation.messages[-2].text, shown, verdict))
+        samples.append(AnswerSample(conversation.messages[-2].text, shown, verdict))
     counts = [sum(v is True for v in graded), sum(v is not None for v in graded), len(prompts) - len(fitting)]
     sums = torch.tensor([*counts, with_tool, baseline], dtype=torch.float64)
     if world is not None and world_size > 1:
@@ -136,8 +136,23 @@ def evaluate_chat(
     correct, total, too_long, with_tool = map(int, numbers)
     mean_baseline = baseline / len(picked) if picked else 0.0
     return Score(
-        task.name, correct, total, too_long, len(picked) - total, with_tool, mean_baseline, tuple(samples)
+        task.name,
+        correct,
+        total,
+        too_long,
+        len(picked) - total,
+        with_tool,
+        mean_baseline,
+        _pick_samples(samples, num_samples),
     )
+
+
+def _pick_samples(samples: list[AnswerSample], limit: int) -> tuple[AnswerSample, ...]:
+    """At most `limit` of them in their order; up to half are wrong ones, which teach most."""
+    places = range(len(samples))
+    wrong = [place for place in places if samples[place].correct is False][: max(1, limit // 2)]
+    others = [place for place in places if place not in wrong]
+    return tuple(samples[place] for place in sorted((wrong + others)[:limit]))
 
 
 def average_centred(scores: Sequence[Score]) -> float | None:

@@ -9,7 +9,7 @@ Sources: Jordan et al. 2024, "Muon"; Kingma and Ba 2015; Loshchilov and Hutter 2
 Rajbhandari et al. 2020, "ZeRO" (sharded state).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -204,23 +204,41 @@ class MuonAdamW(torch.optim.Optimizer):
                     named[f"{name}.{key}"] = value
         return named
 
-    def load_named_state(self, named: dict[str, Tensor]) -> None:
-        """The inverse of named_state, with the same rank and world size.
+    def load_named_state(self, parts: Sequence[dict[str, Tensor]]) -> None:
+        """Take over what all ranks of a world of any size saved with named_state, in their order.
 
-        Raises ValueError where a name or a shape is not one of this rank's part of this model.
+        parts: what this rank saved, where that world had this size; otherwise what every rank of it saved.
+        Raises ValueError where a name or a shape is not one of this model's.
         """
         parameters = {
             name: (group, parameter)
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
         }
-        for full_name, value in named.items():
+        position = {
+            parameter: i
+            for group in self.param_groups
+            if group["kind"] == "muon"
+            for alike in _by_shape(group["params"])
+            for i, parameter in enumerate(alike)
+        }
+        for full_name in {name: None for part in parts for name in part}:
             name, _, key = full_name.rpartition(".")
             if name not in parameters:
                 raise ValueError(f"optimizer state {full_name!r} belongs to no parameter of this model")
             group, parameter = parameters[name]
-            rows = slice(None) if group["kind"] == "muon" else slice(*self._owned_rows(parameter))
-            shape = torch.Size() if key == "step" else parameter[rows].shape
+            saved = [part[full_name] for part in parts if full_name in part]
+            if key == "step":
+                value, rows = saved[0], None
+            elif group["kind"] == "muon":
+                if position[parameter] % self.world_size != self.rank:
+                    continue
+                value, rows = saved[0], slice(None)
+            else:
+                value, rows = torch.cat(saved), slice(*self._owned_rows(parameter))
+                if value.shape == parameter.shape:
+                    value = value[rows]
+            shape = torch.Size() if rows is None else parameter[rows].shape
             if value.shape != shape:
                 found, wanted = tuple(value.shape), tuple(shape)
                 raise ValueError(f"optimizer state {full_name!r} has the shape {found}, not {wanted}")

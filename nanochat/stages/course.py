@@ -85,10 +85,9 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         paths.result.unlink(missing_ok=True)
     world.barrier()
     state.best = min((r["val_bpb"] for r in metrics.read() if r.get("val_bpb") is not None), default=None)
-    cursors = (state.cursor or {}).get("ranks")
-    loader = course.open_loader(cursors[min(world.rank, len(cursors) - 1)] if cursors else None)
+    loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:
-        display.say("the number of devices or the data changed: the data goes on at about the same place, not exactly")
+        display.say("the data changed: it goes on at about the same place, not exactly")
     loss, compiled = _compile_loss(job, model, display)
     _announce(job, course, model, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
@@ -107,7 +106,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             "nanochat_version": nanochat.__version__,
             "source": course.source,
         }
-        state.cursor = {"ranks": world.all_gather(loader.cursor())}
+        state.cursor = loader.cursor()
         save_checkpoint(
             paths,
             state.step,

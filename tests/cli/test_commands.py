@@ -9,7 +9,7 @@ import pytest
 from nanochat.cli import train as train_module
 from nanochat.cli.launch import child_environ, run_child, stage_command
 from nanochat.errors import CapacityError
-from nanochat.layers import list_presets, read_saved
+from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
 from tests.cli.conftest import make_run
 
@@ -96,7 +96,8 @@ def test_eval_passes_the_model_on_and_shows_its_scores(nanochat, launched, home)
     make_run(home, "r", ALL_DONE)
     outcome = nanochat("eval", "all", "r/sft", "--json")
     assert launched.calls == [("evaluate", ("--of", "sft@20", "--score", "all"))]
-    assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", "letters", "arithmetic", "identity"}
+    tasks = load_settings("demo", environ={})[0].eval.tasks
+    assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", *tasks}
 
 
 def test_a_dry_run_starts_and_writes_nothing(nanochat, launched, home) -> None:

@@ -69,7 +69,7 @@ def test_saved_state_continues_bit_for_bit() -> None:
     train(half, half_optimizer, range(3))
     resumed, resumed_optimizer = build()
     resumed.load_state_dict(half.state_dict())
-    resumed_optimizer.load_named_state({name: value.clone() for name, value in half_optimizer.named_state().items()})
+    resumed_optimizer.load_named_state([{name: value.clone() for name, value in half_optimizer.named_state().items()}])
     train(resumed, resumed_optimizer, range(3, 6))
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -86,7 +86,7 @@ def test_rates_of_the_tables_follow_the_width() -> None:
 def test_state_of_another_model_is_refused() -> None:
     optimizer = build_optimizer(GPT(GPTConfig.from_depth(1, 70)), 0.02, 0.2, 0.004)
     with pytest.raises(ValueError, match="belongs to no parameter"):
-        optimizer.load_named_state({"blocks.9.mlp.up.weight.momentum": torch.zeros(1)})
+        optimizer.load_named_state([{"blocks.9.mlp.up.weight.momentum": torch.zeros(1)}])
 
 
 def test_clipping_equals_torchs_and_returns_the_norm_before() -> None:
@@ -122,4 +122,4 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm_before_anything_changes
 def test_state_of_another_shape_is_refused() -> None:
     optimizer = build_optimizer(GPT(GPTConfig.from_depth(1, 70)), 0.02, 0.2, 0.004)
     with pytest.raises(ValueError, match=r"head.weight.mean' has the shape \(64, 64\), not \(128, 64\)"):
-        optimizer.load_named_state({"head.weight.mean": torch.zeros(64, 64)})
+        optimizer.load_named_state([{"head.weight.mean": torch.zeros(64, 64)}])

@@ -44,10 +44,27 @@ def run_rank(rank: int, folder: str) -> None:
     model, optimizer, norms = train(rank, 2)
     state = optimizer.named_state()
     resumed_model, resumed = build(rank, 2)
-    resumed.load_named_state(state)
+    resumed.load_named_state([state])
     same = all(torch.equal(value, resumed.named_state()[name]) for name, value in state.items())
     torch.save({"model": model.state_dict(), "state": state, "norms": norms, "same": same}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_state_moves_to_any_number_of_ranks_and_back() -> None:
+    _, optimizer, _ = train(0, 1)
+    whole = optimizer.named_state()
+    parts = [whole]
+    for world_size in (2, 4, 3, 6, 8, 1):
+        moved = []
+        for rank in range(world_size):
+            _, mine = build(rank, world_size)
+            mine.load_named_state(parts)
+            moved.append(mine.named_state())
+        numbers = [sum(v.numel() for n, v in part.items() if not n.endswith(".step")) for part in moved]
+        assert sum(numbers) == sum(v.numel() for n, v in whole.items() if not n.endswith(".step"))
+        parts = moved
+    assert parts[0].keys() == whole.keys()
+    assert all(torch.equal(parts[0][name], value) for name, value in whole.items())
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
