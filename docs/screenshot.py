@@ -1,0 +1,40 @@
+"""Draw the README's picture of the terminal chat from a trained model: `python docs/screenshot.py demo docs/chat.svg`."""
+
+import argparse
+import asyncio
+import os
+import re
+from pathlib import Path
+
+from nanochat.cli.launch import resolve_home
+from nanochat.engine.sampling import SamplingParams
+from nanochat.paths import Workspace
+from nanochat.stages.assemble import build_session
+from nanochat.tui.app import ChatApp, PromptArea
+
+QUESTIONS = ("How many r are in strawberry?", "What is 47 + 38?", "Tell me a story.")
+
+
+async def draw(model: str, out: Path) -> None:
+    workspace = Workspace(resolve_home(None, os.environ))
+    session = build_session(workspace.resolve_model(model), params=SamplingParams(temperature=0, max_new_tokens=120))
+    app = ChatApp(session, out.parent)
+    async with app.run_test(size=(84, 28)) as pilot:
+        for question in QUESTIONS:
+            app.query_one(PromptArea).insert(question)
+            await pilot.press("enter")
+            await pilot.pause(0.2)
+            while app.is_answering:
+                await pilot.pause(0.1)
+        await pilot.pause(0.5)
+        picture = app.export_screenshot(title=f"nanochat chat {model}")
+    # No fonts from the network: the reader's own monospace font will do.
+    out.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    asyncio.run(draw(options.model, options.out))
