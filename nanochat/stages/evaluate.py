@@ -66,7 +66,8 @@ def _score_bpb(
     batches = iter_validation(folder, tokenizer, job.settings.batch.device_batch_size, model.config.context)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
     bits = measure_bits(model, batches, token_bytes, num_tokens, job.world)
-    display.say(f"bpb {bits.bpb:.4f} bits per byte on {bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}")
+    text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"
+    display.say(f"bpb {bits.bpb:.4f} bits per byte on {text}")
     data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash}
     record = {
         "name": "bpb",
