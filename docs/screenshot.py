@@ -1,12 +1,11 @@
-"""Draw the README's picture of the terminal chat from a trained model: `python docs/screenshot.py demo docs/chat.svg`."""
+"""Draw the picture in the README from a trained model: `python docs/screenshot.py demo docs/chat.svg`."""
 
 import argparse
 import asyncio
-import os
 import re
 from pathlib import Path
 
-from nanochat.cli.launch import resolve_home
+from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.engine.sampling import SamplingParams
 from nanochat.paths import Workspace
 from nanochat.stages.assemble import build_session
@@ -16,7 +15,7 @@ QUESTIONS = ("How many r are in strawberry?", "What is 47 + 38?", "Tell me a sto
 
 
 async def draw(model: str, out: Path) -> None:
-    workspace = Workspace(resolve_home(None, os.environ))
+    workspace = Workspace(resolve_home(None, read_environ()))
     session = build_session(workspace.resolve_model(model), params=SamplingParams(temperature=0, max_new_tokens=120))
     app = ChatApp(session, out.parent)
     async with app.run_test(size=(84, 28)) as pilot:

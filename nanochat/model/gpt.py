@@ -48,10 +48,10 @@ class Block(nn.Module):
         return x + self.mlp(normalize(x))
 
 
-BlockFunction = Callable[[Block, Tensor, tuple[Tensor, Tensor], Cache | None], Tensor]
+BlockFunction = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor], Cache | None], Tensor]
 
 
-def run_block(block: Block, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
     """Call a block: a function of its own, so that one compilation serves all blocks."""
     return block(x, rotation, cache)
 
