@@ -3,8 +3,12 @@
 Knows neither models nor settings. Peak rates are the makers' dense bf16 figures (data sheets).
 """
 
+import contextlib
+import ctypes
 import os
 import shutil
+import signal
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import UsageError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -161,6 +167,13 @@ def use_all_cores() -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return torch.get_num_threads()
+
+
+def end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, so that a worker whose launcher was killed saves and stops."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def is_main_process() -> bool:

@@ -68,7 +68,7 @@ def import_text(
     folder = find_folder(invocation, dataset)
     if (folder / "shards.json").is_file() and not invocation.yes and not invocation.dry_run:
         if not sys.stdin.isatty():
-            raise UsageError(f"there already is a data set {dataset!r} in {folder}", "-y  # or another --name")
+            raise UsageError(f"there already is a data set {dataset!r} in {folder}", "--yes  # or another --name")
         if not invocation.console.ask(f"replace the data set {dataset!r}?"):
             raise UsageError(f"data set {dataset!r} is kept", "--name OTHER")
     if invocation.dry_run:

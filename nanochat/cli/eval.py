@@ -1,13 +1,14 @@
 """`nanochat eval bpb | chat | all`."""
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Gpus, Invocation, Overrides, command, new_group
-from nanochat.cli.target import Target, check_dataset, choose_target, read_result
+from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
 from nanochat.cli.train import check_devices, start
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath, RunPaths
@@ -52,7 +53,8 @@ def evaluate(score: str, invocation: Invocation, model: str | None, overrides: l
     if score != "chat":
         check_dataset(invocation, target.settings.data.dataset)
     check_devices(target.settings.runtime.device, gpus)
-    code = start("evaluate", invocation, target, gpus, ("--of", f"{found.stage}@{found.step}", "--score", score))
+    options = ("--of", f"{found.stage}@{found.step}", "--score", score, *override_options(target))
+    code = start("evaluate", invocation, replace(target, changed={}), gpus, options)  # the run's settings stay
     if code or invocation.dry_run:
         return code
     show_scores(invocation, [item for item in list_scores(found.run) if item.get("stage") == found.stage])
@@ -108,6 +110,8 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
             if score.get("total")
             else f"on {score['num_tokens']:,} tokens"
             if score.get("num_tokens")
+            else f"over {', '.join(score['tasks'])}"
+            if score.get("tasks")
             else ""
         )
         rows.append((f"{score.get('stage')}@{score.get('step')}", score.get("name"), shown, of))

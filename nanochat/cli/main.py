@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         code = app(move_global_options(words), prog_name="nanochat", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed: `>&-`
+            sys.stdout.flush()
         return int(code or 0)
     except NanochatError as error:
         if "--debug" in words:
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         console.fail("out of memory", "nanochat plan  # shows what a run needs")
         return EXIT_CAPACITY
-    except BrokenPipeError:  # `nanochat runs ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # `nanochat runs ls | head`; the parser turns a broken pipe into an exit
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

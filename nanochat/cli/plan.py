@@ -1,5 +1,6 @@
 """`nanochat plan`: parameters, tokens, steps, disk, memory, hours and cost, before anything is started."""
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -43,8 +44,10 @@ def plan(
     )
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
-    choice = f"--preset {preset}" if preset else f"--config {config}" if config else f"--run {run}"
-    invocation.console.suggest(f"nanochat run {choice}" + (f" --gpus {gpus}" if gpus > 1 else ""))
+    given = [("--preset", preset), ("--config", config), ("--run", run), ("--gpus", gpus if gpus > 1 else None)]
+    given += [("--set", text) for text in overrides or ()]
+    words = [str(word) for option, value in given if value for word in (option, value)]
+    invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 
 
 def describe_base(plan: Any, dataset: str) -> list[tuple[str, str]]:

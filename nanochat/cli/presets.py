@@ -66,5 +66,8 @@ def copy(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}", f"nanochat presets show {name}") from None
-    invocation.console.show(str(file))
+    if invocation.as_json:
+        invocation.console.show_json({"preset": name, "file": str(file)})
+    else:
+        invocation.console.show(str(file))
     invocation.console.suggest(f"nanochat run --config {file}")

@@ -30,7 +30,8 @@ def report(
     else:
         for path in written:
             invocation.console.show(str(path))
-    invocation.console.suggest(f"nanochat chat {paths.name}")
+    if paths.stage("sft").steps():
+        invocation.console.suggest(f"nanochat chat {paths.name}")
 
 
 def write_report(run: RunPaths) -> list[Path]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FREE = frozenset(
     {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "batch.device_batch_size"}
     | {"checkpoint.every", "checkpoint.keep"}
-    | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "sample_every")}
+    | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
 )
 """Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""
 
@@ -62,6 +62,7 @@ def choose_target(
     """
     from nanochat.layers import apply_wishes, load_settings, read_environment, read_override, read_saved
 
+    by_name = preset is None and config is None
     if preset is None and config is None and run is None:
         run = find_newest(invocation, newest).name
         invocation.console.say(f"run {run}, the newest")
@@ -81,11 +82,16 @@ def choose_target(
         settings, origins = load_settings(preset, config, overrides or (), read_environ())
         if not exists:
             given = [("--preset", preset), ("--config", config), ("--run", run)]
-            given += [("--set", text) for text in overrides or ()]
-            choice = shlex.join(word for option, value in given if value for word in (option, str(value)))
+            named = [word for option, value in given if value for word in (option, str(value))]
+            choice = shlex.join([*named, *_as_options(overrides)])
             return Target(paths, preset, settings, origins, True, {}, choice)
         saved = read_saved(paths.settings)[1]
-    again = f"--run {name}-2" if config or not preset else f"--preset {preset} --run {name}-2"
+    if not by_name:
+        again = f"--run {name}-2" if config or not preset else f"--preset {preset} --run {name}-2"
+    elif preset:
+        again = shlex.join(["nanochat", "run", "--preset", preset, "--run", f"{name}-2", *_as_options(overrides)])
+    else:
+        again = f"nanochat runs show {name}"
     changed = find_changes(paths, saved, settings, again)
     return Target(paths, preset, settings, origins, False, changed, choice)
 
@@ -184,6 +190,14 @@ def write_target(invocation: Invocation, target: Target) -> None:
         raise UsageError(f"cannot write {target.run.root}: {error.strerror}", "--home DIR") from None
 
 
+def override_options(target: Target) -> list[str]:
+    """What differs from the run's saved settings, as options of a worker that is to leave those as they are."""
+    options = []
+    for key, (_, now) in target.changed.items():
+        options += ["--set", f"{key}={'none' if now is None else json.dumps(now)}"]
+    return options
+
+
 def check_dataset(invocation: Invocation, name: str) -> None:
     """Raise MissingError where the pretraining text is neither there nor made on the spot."""
     folder = invocation.workspace.dataset(name)
@@ -200,6 +214,10 @@ def check_disk(invocation: Invocation, needed: int) -> None:
             f"{needed / 1e9:.1f} GB of checkpoints do not fit: {free / 1e9:.1f} GB are free at {invocation.home}",
             "--home DIR",
         )
+
+
+def _as_options(overrides: Sequence[str] | None) -> list[str]:
+    return [word for text in overrides or () for word in ("--set", text)]
 
 
 def _show(value: Any) -> str:

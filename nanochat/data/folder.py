@@ -6,6 +6,7 @@ Knows neither tokens nor the workspace. Documents are shuffled, because training
 import hashlib
 import json
 import random
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,8 @@ def iter_file(path: Path, column: str = "text", key: str = "text") -> Iterator[s
         else:
             yield path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        hint = f"iconv -f latin1 -t utf-8 {path}"
+        name = shlex.quote(str(path))
+        hint = f"iconv -f latin1 -t utf-8 {name} > {name}.utf8 && mv {name}.utf8 {name}  # if it is text at all"
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error

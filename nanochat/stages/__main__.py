@@ -12,7 +12,16 @@ from pathlib import Path
 import torch
 
 from nanochat.errors import CapacityError, NanochatError
-from nanochat.runtime import World, is_main_process, open_world, pick_device, pick_dtype, prepare_compile, use_all_cores
+from nanochat.runtime import (
+    World,
+    end_with_parent,
+    is_main_process,
+    open_world,
+    pick_device,
+    pick_dtype,
+    prepare_compile,
+    use_all_cores,
+)
 from nanochat.settings import Settings
 from nanochat.stages.base import run_base
 from nanochat.stages.display import Display
@@ -36,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose model (default: the furthest)"
     )
     parser.add_argument("--score", default="all", choices=SCORES, help="evaluate: which scores")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"
+    )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
     options = parser.parse_args(arguments)
@@ -53,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, display: Display) -> int:
-    workspace, run, settings = read_settings(options.settings)
+    end_with_parent()
+    workspace, run, settings = read_settings(options.settings, options.set)
     torch.set_float32_matmul_precision("high")
     use_all_cores()
     prepare_compile(workspace.home / "compile")

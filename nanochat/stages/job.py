@@ -1,6 +1,7 @@
 """A job: one stage of one run, with its settings checked and its machine chosen."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.layers import apply_wishes, read_override
 from nanochat.paths import RunPaths, Workspace
 from nanochat.runtime import World
 from nanochat.settings import Settings
@@ -25,9 +27,10 @@ class Job:
     dtype_reason: str
 
 
-def read_settings(path: Path) -> tuple[Workspace, RunPaths, Settings]:
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Workspace, RunPaths, Settings]:
     """Read `<home>/runs/<run>/settings.json`, which names the workspace and the run by where it lies.
 
+    overrides: `key=value`, on top of what is saved.
     Raises MissingError, DataError or UsageError with what is wrong.
     """
     path = path.absolute()
@@ -37,6 +40,8 @@ def read_settings(path: Path) -> tuple[Workspace, RunPaths, Settings]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         settings = Settings.model_validate(record["settings"])
+        if overrides:
+            settings, _ = apply_wishes(settings, [read_override(text) for text in overrides], {})
     except FileNotFoundError:
         raise MissingError(f"there is no {path}", "nanochat run --preset demo") from None
     except ValidationError as error:

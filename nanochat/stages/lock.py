@@ -23,7 +23,8 @@ def lock_run(run: RunPaths) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise UsageError(
-                f"run {run.name!r} is in use by process {holder}", f"nanochat runs show {run.name}, or wait for it"
+                f"run {run.name!r} is in use by process {holder}",
+                f"nanochat runs show {run.name}  # or wait for it to end",
             ) from None
         file.seek(0)
         file.truncate()

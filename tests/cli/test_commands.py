@@ -1,4 +1,5 @@
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -240,3 +241,30 @@ def test_what_the_machine_does_to_us_has_a_code(nanochat, monkeypatch, error, co
 
     monkeypatch.setattr("nanochat.plan.plan_base", fail)
     assert nanochat("plan", "--preset", "demo").code == code
+
+
+def test_what_eval_is_told_holds_for_this_call_only(nanochat, launched, home) -> None:
+    run = make_run(home, "demo", ALL_DONE)
+    before = run.settings.read_bytes()
+    told = ("--set", "eval.max_examples=3", "--set", "eval.tasks=identity", "--set", "base.eval_tokens=4096")
+    assert nanochat("eval", "all", "demo", *told).code == 0
+    options = launched.calls[-1][1]
+    assert {'eval.tasks=["identity"]', "eval.max_examples=3", "base.eval_tokens=4096"} <= set(options)
+    assert run.settings.read_bytes() == before
+
+
+def test_hints_about_other_settings_work_when_pasted(nanochat, home) -> None:
+    make_run(home, "demo", ("tokenizer",), "base")
+    refused = nanochat("resume", "demo", "--set", "model.depth=2")
+    hint = refused.err.splitlines()[-1].removeprefix("hint:  nanochat ")
+    assert refused.code == 2 and hint.startswith("run --preset demo --run demo-2 --set model.depth=2")
+    plan = nanochat("plan", "--preset", "demo", "--run", "mine", "--set", "base.num_steps=7")
+    assert "next:  nanochat run --preset demo --run mine --set base.num_steps=7" in plan.err
+
+
+def test_a_closed_standard_output_is_no_bug(home) -> None:
+    code = "import sys; from nanochat.cli.main import main; sys.exit(main(['config', 'show', '--json']))"
+    command = [sys.executable, "-c", code]
+    script = shlex.join(command) + " >&-"
+    ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

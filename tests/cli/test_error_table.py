@@ -188,7 +188,7 @@ TABLE = [
     ("download import empty --name mine", text_folder, 2, "it is empty", "choose another folder"),
     ("download import bad --name mine", text_folder, 4, "a.jsonl:2 is not JSON", "sed -n 2p"),
     ("download import bad --name a/b", text_folder, 2, "data set 'a/b' is not a name", "--name mine"),
-    ("download import bad --name mine", present_dataset, 2, "there already is a data set 'mine'", " -y"),
+    ("download import bad --name mine", present_dataset, 2, "there already is a data set 'mine'", " --yes"),
 ]
 
 

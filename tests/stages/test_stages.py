@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,38 @@ def test_evaluation_during_training_and_afterwards_agree(trained_home: Path) -> 
     after = json.loads((run.eval / "base_bpb.json").read_text())
     (run.eval / "base_bpb.json").unlink()
     assert after["bpb"] == pytest.approx(json.loads(run.stage("base").result.read_text())["val_bpb"], rel=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_worker_whose_launcher_was_killed_saves_and_stops(start_run: Start) -> None:
+    settings = start_run(changes={"base": {"num_steps": 100_000}})
+    worker = [sys.executable, "-m", "nanochat.stages", "base", str(settings)]
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess; p = subprocess.Popen({worker}); print(p.pid, flush=True); p.wait()",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    metrics = settings.parent / "base" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+    steps = RunPaths(settings.parent).stage("base").steps()
+    assert steps and steps[-1] >= MetricsFile(metrics).read()[-1]["step"]
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
