@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat.cli.options import Invocation, command
+from nanochat.cli.options import Invocation, check_utf8, command, refuse_bytes
 from nanochat.errors import UsageError
 
 
@@ -68,7 +68,7 @@ def answer_once(invocation: Invocation, session: Any, prompt: str) -> None:
     """One answer to the prompt and what comes through a pipe, as text or as JSON."""
     from nanochat.tui.plain import join_prompt, write_answer
 
-    text = join_prompt(prompt, "" if sys.stdin.isatty() else _read_pipe())
+    text = check_utf8(join_prompt(prompt, "" if sys.stdin.isatty() else _read_pipe()))
     if not text:
         raise UsageError("the prompt is empty", "nanochat chat -p 'Hello'")
     if invocation.as_json:
@@ -111,11 +111,13 @@ def _read_line(_prompt: str) -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line
+    return check_utf8(line)
 
 
 def _read_pipe() -> str:
     try:
         return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise refuse_bytes(error.object[error.start], error.start) from None
     except (OSError, ValueError):  # closed, as under some schedulers
         return ""

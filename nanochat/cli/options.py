@@ -12,6 +12,7 @@ import typer
 
 from nanochat.cli.console import Console
 from nanochat.cli.launch import is_offline, read_environ, resolve_home
+from nanochat.errors import UsageError
 from nanochat.paths import Workspace
 
 Preset = Annotated[str | None, typer.Option("--preset", help="A preset by name: nanochat presets ls.")]
@@ -19,7 +20,9 @@ Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of se
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, over everything; repeatable.")
 ]
-RunName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="The run; default: the preset's name.")]
+RunName = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="The run; default: the preset's name, else the newest run.")
+]
 Gpus = Annotated[int, typer.Option("--gpus", help="Devices to train on.")]
 
 GLOBAL_OPTIONS: dict[str, Any] = {
@@ -143,6 +146,24 @@ def move_global_options(words: Sequence[str]) -> list[str]:
         return list(words)
     end = rest.index("--") if "--" in rest else len(rest)
     return rest[:end] + moved + rest[end:]
+
+
+def check_utf8(text: str) -> str:
+    """Return text from the command line or a pipe. Raises UsageError where it came from bytes that are not UTF-8.
+
+    >>> check_utf8("na\u00efve")
+    'na\u00efve'
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # Python has put a lone surrogate for each such byte
+        raise refuse_bytes(ord(text[error.start]) & 0xFF, error.start) from None
+    return text
+
+
+def refuse_bytes(byte: int, position: int) -> UsageError:
+    """The error for a byte that is not UTF-8."""
+    return UsageError(f"the text is not UTF-8: byte 0x{byte:02x} at {position}", "iconv -f latin1 -t utf-8 FILE")
 
 
 def complete_hint(hint: str, words: Sequence[str]) -> str:

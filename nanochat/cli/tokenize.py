@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.options import (
+    Config,
+    Invocation,
+    Overrides,
+    Preset,
+    RunName,
+    check_utf8,
+    command,
+    new_group,
+    refuse_bytes,
+)
 from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result
 from nanochat.cli.train import describe_result, start
 from nanochat.errors import UsageError
@@ -50,7 +60,10 @@ def encode_text(
         raise UsageError("there is no text to encode", "nanochat tokenize encode 'some text'")
     paths = choose_run(invocation, run)
     tokenizer = load_tokenizer(paths.tokenizer)
-    ids = tokenizer.encode(sys.stdin.read() if text is None else text)
+    try:
+        ids = tokenizer.encode(check_utf8(sys.stdin.read() if text is None else text))
+    except UnicodeDecodeError as error:
+        raise refuse_bytes(error.object[error.start], error.start) from None
     if invocation.as_json:
         invocation.console.show_json(ids)
         return

@@ -228,9 +228,10 @@ class ChatSession:
             if len(seen) == 1:
                 if len(prompt) < self.max_context:
                     break
+                what = "the message and the system prompt take" if self.system else "the message takes"
                 raise UsageError(
-                    f"the message takes {len(prompt)} tokens with its markers; the context is {self.max_context}",
-                    "send a shorter message",
+                    f"{what} {len(prompt)} tokens with its markers; the context is {self.max_context}",
+                    "send a shorter message" + (", or a shorter --system" if self.system else ""),
                 )
             self._num_unseen += 2
         if self._num_unseen:

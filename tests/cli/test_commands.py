@@ -9,7 +9,8 @@ import pytest
 
 from nanochat.cli import train as train_module
 from nanochat.cli.launch import child_environ, run_child, stage_command
-from nanochat.errors import CapacityError
+from nanochat.cli.options import check_utf8
+from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
 from tests.cli.conftest import make_run
@@ -268,3 +269,9 @@ def test_a_closed_standard_output_is_no_bug(home) -> None:
     script = shlex.join(command) + " >&-"
     ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    assert check_utf8("na\u00efve") == "na\u00efve"
+    with pytest.raises(UsageError, match="byte 0xff at 1"):
+        check_utf8(b"a\xff".decode("utf-8", "surrogateescape"))
