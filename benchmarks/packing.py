@@ -10,7 +10,6 @@ shortest one, whose end is dropped. Rows of long documents are then nothing but 
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.cli.launch import resolve_home
+from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.data.batch import Batch, build_batch
 from nanochat.data.shards import iter_documents
 from nanochat.evals.bpb import measure_bits
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="write the JSON there too")
     options = parser.parse_args(arguments)
 
-    workspace = Workspace(resolve_home(options.home, os.environ))
+    workspace = Workspace(resolve_home(options.home, read_environ()))
     use_all_cores()
     prepare_compile(workspace.home / "compile")
     _, run, settings = read_settings(workspace.home / "runs" / options.run / "settings.json")

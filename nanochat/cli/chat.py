@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat.cli.options import Invocation, check_utf8, command, refuse_bytes
+from nanochat.cli.options import Invocation, check_utf8, command, read_utf8
 from nanochat.errors import UsageError
 
 
@@ -108,16 +108,14 @@ def check_sampling(sampling: dict[str, Any]) -> None:
 
 
 def _read_line(_prompt: str) -> str:
-    line = sys.stdin.readline()
+    line = read_utf8(sys.stdin.readline)
     if not line:
         raise EOFError
-    return check_utf8(line)
+    return line
 
 
 def _read_pipe() -> str:
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise refuse_bytes(error.object[error.start], error.start) from None
+        return read_utf8(sys.stdin.read)
     except (OSError, ValueError):  # closed, as under some schedulers
         return ""

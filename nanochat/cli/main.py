@@ -66,15 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         console.fail("out of memory", "nanochat plan  # shows what a run needs")
         return EXIT_CAPACITY
-    except (BrokenPipeError, SystemExit):  # `nanochat runs ls | head`; the parser turns a broken pipe into an exit
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # `nanochat runs ls | head`
+        return _ignore_broken_pipe()
+    except SystemExit as leaving:  # what the parser turns a broken pipe into
+        if not isinstance(leaving.__context__, OSError) or leaving.__context__.errno != errno.EPIPE:
+            raise
+        return _ignore_broken_pipe()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         console.fail(f"the disk is full: {error.filename or ''}".rstrip(": "), "nanochat runs rm RUN")
         return EXIT_CAPACITY
+
+
+def _ignore_broken_pipe() -> int:
+    """Let the interpreter's own flush at exit go nowhere; the reader had what it wanted."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _explain_usage(console: Console, error: typer.TyperException, words: list[str]) -> int:

@@ -149,7 +149,7 @@ def move_global_options(words: Sequence[str]) -> list[str]:
 
 
 def check_utf8(text: str) -> str:
-    """Return text from the command line or a pipe. Raises UsageError where it came from bytes that are not UTF-8.
+    """Return text from the command line. Raises UsageError where it came from bytes that are not UTF-8.
 
     >>> check_utf8("na\u00efve")
     'na\u00efve'
@@ -157,12 +157,19 @@ def check_utf8(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # Python has put a lone surrogate for each such byte
-        raise refuse_bytes(ord(text[error.start]) & 0xFF, error.start) from None
+        raise _refuse_byte(ord(text[error.start]) & 0xFF, error.start) from None
     return text
 
 
-def refuse_bytes(byte: int, position: int) -> UsageError:
-    """The error for a byte that is not UTF-8."""
+def read_utf8(read: Callable[[], str]) -> str:
+    """What `sys.stdin.read` or `.readline` returns. Raises UsageError for bytes that are not UTF-8, in any locale."""
+    try:
+        return check_utf8(read())
+    except UnicodeDecodeError as error:
+        raise _refuse_byte(error.object[error.start], error.start) from None
+
+
+def _refuse_byte(byte: int, position: int) -> UsageError:
     return UsageError(f"the text is not UTF-8: byte 0x{byte:02x} at {position}", "iconv -f latin1 -t utf-8 FILE")
 
 

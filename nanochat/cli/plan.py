@@ -9,7 +9,7 @@ import typer
 from nanochat.cli.config import resolve
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command
-from nanochat.cli.target import find_newest
+from nanochat.cli.target import find_newest, target_options
 
 
 def register(app: typer.Typer) -> None:
@@ -44,9 +44,7 @@ def plan(
     )
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
-    given = [("--preset", preset), ("--config", config), ("--run", run), ("--gpus", gpus if gpus > 1 else None)]
-    given += [("--set", text) for text in overrides or ()]
-    words = [str(word) for option, value in given if value for word in (option, value)]
+    words = [*target_options(preset, config, run, overrides), *(("--gpus", str(gpus)) if gpus > 1 else ())]
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 
 

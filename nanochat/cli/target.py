@@ -81,19 +81,25 @@ def choose_target(
     else:
         settings, origins = load_settings(preset, config, overrides or (), read_environ())
         if not exists:
-            given = [("--preset", preset), ("--config", config), ("--run", run)]
-            named = [word for option, value in given if value for word in (option, str(value))]
-            choice = shlex.join([*named, *_as_options(overrides)])
+            choice = shlex.join(target_options(preset, config, run, overrides))
             return Target(paths, preset, settings, origins, True, {}, choice)
         saved = read_saved(paths.settings)[1]
     if not by_name:
         again = f"--run {name}-2" if config or not preset else f"--preset {preset} --run {name}-2"
     elif preset:
-        again = shlex.join(["nanochat", "run", "--preset", preset, "--run", f"{name}-2", *_as_options(overrides)])
+        again = shlex.join(["nanochat", "run", *target_options(preset, None, f"{name}-2", overrides)])
     else:
         again = f"nanochat runs show {name}"
     changed = find_changes(paths, saved, settings, again)
     return Target(paths, preset, settings, origins, False, changed, choice)
+
+
+def target_options(
+    preset: str | None, config: Path | None, run: str | None, overrides: Sequence[str] | None
+) -> list[str]:
+    """The options that choose the same run with the same settings again, for hints."""
+    given = [("--preset", preset), ("--config", config), ("--run", run), *(("--set", text) for text in overrides or ())]
+    return [word for option, value in given if value for word in (option, str(value))]
 
 
 def find_newest(invocation: Invocation, allowed: bool = True) -> RunPaths:
@@ -214,10 +220,6 @@ def check_disk(invocation: Invocation, needed: int) -> None:
             f"{needed / 1e9:.1f} GB of checkpoints do not fit: {free / 1e9:.1f} GB are free at {invocation.home}",
             "--home DIR",
         )
-
-
-def _as_options(overrides: Sequence[str] | None) -> list[str]:
-    return [word for text in overrides or () for word in ("--set", text)]
 
 
 def _show(value: Any) -> str:

@@ -14,7 +14,7 @@ from nanochat.cli.options import (
     check_utf8,
     command,
     new_group,
-    refuse_bytes,
+    read_utf8,
 )
 from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result
 from nanochat.cli.train import describe_result, start
@@ -60,10 +60,7 @@ def encode_text(
         raise UsageError("there is no text to encode", "nanochat tokenize encode 'some text'")
     paths = choose_run(invocation, run)
     tokenizer = load_tokenizer(paths.tokenizer)
-    try:
-        ids = tokenizer.encode(check_utf8(sys.stdin.read() if text is None else text))
-    except UnicodeDecodeError as error:
-        raise refuse_bytes(error.object[error.start], error.start) from None
+    ids = tokenizer.encode(read_utf8(sys.stdin.read) if text is None else check_utf8(text))
     if invocation.as_json:
         invocation.console.show_json(ids)
         return

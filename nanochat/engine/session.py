@@ -231,7 +231,7 @@ class ChatSession:
                 what = "the message and the system prompt take" if self.system else "the message takes"
                 raise UsageError(
                     f"{what} {len(prompt)} tokens with its markers; the context is {self.max_context}",
-                    "send a shorter message" + (", or a shorter --system" if self.system else ""),
+                    "send a shorter message" + (", or choose a shorter system prompt" if self.system else ""),
                 )
             self._num_unseen += 2
         if self._num_unseen:

@@ -65,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, display: Display) -> int:
-    end_with_parent()
     workspace, run, settings = read_settings(options.settings, options.set)
     torch.set_float32_matmul_precision("high")
     use_all_cores()
@@ -102,4 +101,5 @@ def _memory_errors(settings: Settings, world: World):
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main())

@@ -1,3 +1,4 @@
+import io
 import json
 import shlex
 import signal
@@ -9,7 +10,7 @@ import pytest
 
 from nanochat.cli import train as train_module
 from nanochat.cli.launch import child_environ, run_child, stage_command
-from nanochat.cli.options import check_utf8
+from nanochat.cli.options import check_utf8, read_utf8
 from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
@@ -275,3 +276,10 @@ def test_bytes_that_are_no_text_are_refused() -> None:
     assert check_utf8("na\u00efve") == "na\u00efve"
     with pytest.raises(UsageError, match="byte 0xff at 1"):
         check_utf8(b"a\xff".decode("utf-8", "surrogateescape"))
+    for errors in ("strict", "surrogateescape"):  # what Python's standard input does depends on the locale
+        with pytest.raises(UsageError, match="byte 0xff at 1"):
+            read_utf8(io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", errors).readline)
+
+
+def test_a_copied_preset_is_named_as_json(nanochat, home) -> None:
+    assert json.loads(nanochat("presets", "copy", "demo", "mine.toml", "--json").out)["file"] == "mine.toml"

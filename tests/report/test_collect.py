@@ -7,6 +7,8 @@ import pytest
 
 from nanochat.paths import RunPaths
 from nanochat.report.collect import collect_report
+from nanochat.report.html import render_html
+from nanochat.report.markdown import render_markdown
 
 
 def test_every_stage_says_whether_it_is_done_unfinished_or_not_run(run: RunPaths) -> None:
@@ -71,7 +73,11 @@ def test_a_run_that_holds_nothing_is_a_report_all_the_same(tmp_path: Path) -> No
 )
 def test_a_spoilt_file_never_stops_the_report(run: RunPaths, name: str, content: bytes) -> None:
     (run.root / name).write_bytes(content)
-    collect_report(run)
+    data = collect_report(run)
+    mid = {stage.name: stage for stage in data.stages}["mid"]
+    assert (mid.status, mid.train_loss) == ("unfinished", ((0, 3.0), (1, 2.5)))  # the files beside it are read
+    if name.endswith(".json") and not content.startswith(b'{"'):
+        assert any(problem.startswith(name) for problem in data.problems)
 
 
 @pytest.mark.parametrize("value", ["text", None, True, [], {}, 1e999, -1])
@@ -82,7 +88,10 @@ def test_values_of_an_unexpected_kind_never_stop_the_report(run: RunPaths, value
     (run.root / "base/result.json").write_text(json.dumps({"seconds": value, "step": value, "environment": value}))
     score = {"name": value, "stage": value, "accuracy": value, "samples": value, "score": value, "total": value}
     (run.root / "eval/base_bpb.json").write_text(json.dumps(score))
-    collect_report(run)
+    data = collect_report(run)
+    assert [stage.name for stage in data.stages] == ["tokenizer", "base", "mid", "sft"]
+    assert "letters" in [score.name for score in data.scores]
+    assert "Stage sft: not run." in render_markdown(data) and "Stage sft: not run." in render_html(data)
 
 
 def test_reading_changes_no_file(run: RunPaths) -> None:

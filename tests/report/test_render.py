@@ -102,5 +102,8 @@ def test_an_empty_run_says_what_was_not_run(tmp_path: Path, render) -> None:
 
 
 def test_plots_are_well_formed_xml(run: RunPaths) -> None:
-    for svg in re.findall(r"<svg.*?</svg>", render_html(collect_report(run)), re.S):
-        ET.fromstring(svg)
+    plots = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", render_html(collect_report(run)), re.S)]
+    assert len(plots) == 3
+    for plot in plots:
+        curves = [line for line in plot.iter() if line.tag.endswith("polyline")]
+        assert curves and all(len(line.attrib["points"].split()) >= 2 for line in curves)
