@@ -1,6 +1,6 @@
 """The course of a training stage: what base, mid and sft share around the loop.
 
-Resume, plan, compile, events (save, then evaluate, then sample), metrics and the result.
+Resume, plan, compile, saving, events (evaluate, then sample), metrics and the result.
 """
 
 import json
@@ -156,9 +156,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         warmdown=settings.warmdown,
         grad_clip=settings.grad_clip,
         save=save,
-        resume_hint=f"nanochat resume {job.run.name}",
+        resume_hint=job.resume_command,
+        save_every=job.settings.checkpoint.every_steps,
+        save_seconds=job.settings.checkpoint.every_seconds,
+        progress=job.progress,
         events=(
-            Event("save", job.settings.checkpoint.every, save),
             Event("evaluate", settings.eval_every, evaluate),
             Event("sample", settings.sample_every, write_samples),
         ),
@@ -169,7 +171,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     if state.step >= course.num_steps:
         display.say(f"{course.stage} already has its {course.num_steps} steps")
     try:
-        state = train(recipe, state, world, log)
+        state = train(recipe, state, world, log, job.stop)
     finally:
         loader.close()
         display.finish()
