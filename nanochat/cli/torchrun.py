@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, StoppedError, UsageError
 from nanochat.processes import end_with_parent, send_signal
 from nanochat.ranks import RankError, clear_marks, explain_failure, find_failed, read_marks
 
@@ -30,6 +30,9 @@ INTERRUPTED = 130
 LEFTOVER_SECONDS = 8.0  # after a rank has ended badly, for the others to end by themselves
 POLL_SECONDS = 0.5
 SIOCGIFADDR = 0x8915  # linux/sockios.h
+ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""A store of its own for every start of the ranks: in a shared one, those that start again find the addresses of the
+dead and wait for them for ever (seen with torch 2.15 and gloo)."""
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
@@ -184,7 +187,7 @@ def run_ranks(
         start = output.tell()
         process = subprocess.Popen(
             command,
-            env=dict(environ),
+            env={**environ, **ENVIRON},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -197,6 +200,11 @@ def run_ranks(
     if code == INTERRUPTED:
         return code
     error = explain_failure(folder, stage, resume)
+    if ranks.is_stopping and not isinstance(error, StoppedError) and (error is not None or code):
+        never_started = all(mark.phase == "start" for mark in read_marks(folder))
+        error = (
+            StoppedError(f"{stage} stopped before its first step; nothing is lost", resume) if never_started else error
+        )
     if error is None and code:
         last = _last_line(log, start)
         error = RankError(f"torchrun ended with status {code}: {last or 'it said nothing'}", f"less {log}", 4)
@@ -212,6 +220,7 @@ class _Ranks:
         self.process, self.folder, self.say = process, folder, say
         self.is_stopping = self.is_left = False
         self._failed_at: float | None = None
+        self._stopped_at: float | None = None
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
@@ -239,7 +248,7 @@ class _Ranks:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.is_stopping:
-            self.is_stopping = True
+            self.is_stopping, self._stopped_at = True, time.time()
             running = [mark for mark in read_marks(self.folder) if mark.status == "running" and mark.is_here]
             if running and all(mark.phase != "start" for mark in running):
                 for mark in running:
@@ -267,15 +276,18 @@ class _Ranks:
         self.process.wait()
 
     def _end_leftovers(self) -> None:
-        """Kill ranks of this node that do not end although another one has: a stopped process hears no one."""
-        marks = read_marks(self.folder)
-        if not find_failed(marks):
-            self._failed_at = None
-            return
-        self._failed_at = self._failed_at or time.time()
-        if time.time() - self._failed_at > LEFTOVER_SECONDS:
-            for mark in marks:
-                if mark.status == "running" and mark.is_here and mark.started < self._failed_at:
+        """Kill ranks of this node that do not end although another one has: a stopped process hears no one.
+
+        Nor does one that should stop and still waits to meet the others.
+        """
+        marks, now = read_marks(self.folder), time.time()
+        self._failed_at = (self._failed_at or now) if find_failed(marks) else None
+        is_failing = self._failed_at is not None and now - self._failed_at > LEFTOVER_SECONDS
+        is_stuck = self._stopped_at is not None and now - self._stopped_at > LEFTOVER_SECONDS
+        for mark in marks:
+            if mark.status == "running" and mark.is_here:
+                was_there = self._failed_at is not None and mark.started < self._failed_at
+                if (is_failing and was_there) or (is_stuck and mark.phase == "start"):
                     send_signal(mark.pid, signal.SIGKILL)
 
 

@@ -200,6 +200,7 @@ def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAd
         weight_decay=settings.weight_decay,
         rank=world.rank,
         world_size=world.world_size,
+        dtype=job.dtype,
     )
     torch.manual_seed(job.settings.runtime.seed)
     if found is not None:

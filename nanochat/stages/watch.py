@@ -75,12 +75,18 @@ class RankWatch:
         return True
 
     def _leave(self) -> None:
-        """End the process. Status 0 where torchrun should not start the ranks again: the launcher reads the marks."""
+        """End the process. Status 0 where torchrun should not start the ranks again: the launcher reads the marks.
+
+        What an echo follows has written its mark before it let go of the connection.
+        """
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        is_final = self._mark.status == "stopped" or self._mark.exit_code in FINAL_EXIT_CODES
-        os._exit(0 if is_final and not self._mark.is_echo else self._mark.exit_code or 1)
+        cause = self._mark
+        if cause.is_echo and self._is_joined:
+            cause = next(iter(find_failed([mark for mark in read_marks(self.folder) if not mark.is_echo])), cause)
+        is_final = cause.status == "stopped" or (cause.status == "failed" and cause.exit_code in FINAL_EXIT_CODES)
+        os._exit(0 if is_final and not cause.is_echo else self._mark.exit_code or 1)
 
     def _write(self) -> None:
         with self._lock, contextlib.suppress(OSError):  # a full disk must not end a rank that needs none
@@ -93,28 +99,29 @@ class RankWatch:
                 self._mark = own = replace(self._mark, beat=time.time())
             self._write()
             if not self._is_joined:
+                if own.beat - own.started > self.hang_seconds:
+                    self._hang(f"the other ranks have not been met in {own.beat - own.started:.0f} s")
                 continue
             peers = [mark for mark in read_marks(self.folder) if mark.rank != own.rank]
             failed, stopped = find_failed(peers), [mark for mark in peers if mark.status == "stopped"]
             if failed or stopped:
                 ended_since = ended_since or own.beat
                 if own.beat - ended_since > GRACE_SECONDS:
-                    self._follow(failed[0].exit_code if failed else None)
+                    self._follow(is_stop=not failed)
                 continue
             ended_since = None
             reason = explain_hang(peers, own, min(SILENT_SECONDS, self.hang_seconds), self.hang_seconds)
-            if reason and self._end(_HangError(reason)):
-                self._leave()
+            if reason:
+                self._hang(reason)
 
-    def _follow(self, exit_code: int | None) -> None:
-        """End as an echo of a rank that failed (its exit code) or stopped (None)."""
-        if exit_code is None:
-            error: BaseException = StoppedError("stopped with the other ranks")
-        else:
-            error = ConnectionError("another rank has failed")
-        if self._end(error, is_echo=exit_code is not None):
-            if exit_code in FINAL_EXIT_CODES:
-                os._exit(0)
+    def _hang(self, reason: str) -> None:
+        if self._end(_HangError(reason)):
+            self._leave()
+
+    def _follow(self, is_stop: bool) -> None:
+        """End after a rank that stopped, or as an echo of one that failed."""
+        error = StoppedError("stopped with the other ranks") if is_stop else ConnectionError("another rank has failed")
+        if self._end(error, is_echo=not is_stop):
             self._leave()
 
 
