@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from nanochat.checkpoint import load_checkpoint
 from nanochat.paths import RunPaths
-from nanochat.processes import is_running
+from nanochat.processes import is_running, send_signal
 from nanochat.ranks import RankMark, read_marks
 from nanochat.training.metrics import MetricsFile
 
@@ -184,8 +184,7 @@ def test_twenty_killed_ranks_under_max_restarts(start_run: Start) -> None:
         first = launch.step
         if len(killed) % 3:  # in the middle of training; else while the ranks start
             launch.wait_for(lambda mark=mark, first=first: launch.step != first or not is_running(mark.pid))
-        if is_running(mark.pid) and mark.pid not in killed:
-            os.kill(mark.pid, signal.SIGKILL)
+        if mark.pid not in killed and send_signal(mark.pid, signal.SIGKILL):
             killed.add(mark.pid)
     assert launch.wait() == 0, launch.text
     alone = start_run("alone", changes={"base": {"num_steps": 60, "eval_every": 0}, "checkpoint": {"every": 0}})
