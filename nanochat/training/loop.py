@@ -183,11 +183,12 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
     if num_targets == 0:  # nothing to learn from: not even momentum moves
         return _Outcome(None, None, lr, num_tokens, False)
     total = torch.zeros((), dtype=torch.float32, device=world.device)
-    for batch in batches:
+    for index, batch in enumerate(batches):
         ids = batch.ids.to(world.device, non_blocking=True)
         targets = batch.targets.to(world.device, non_blocking=True)
         loss = recipe.loss(ids, targets) / num_targets
-        loss.backward()
+        with optimizer.reducing(last=index == len(batches) - 1):
+            loss.backward()
         total += loss.detach()
     mean = world.all_reduce_sum(total).item()
     optimizer.reduce_gradients()
