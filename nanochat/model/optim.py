@@ -174,6 +174,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if self._next == 0:
             self._forget()
             self._send_gradients(len(self._buckets))
+        assert all(parameter.grad is None for parameter in self.parameters()), "a backward outside of `reducing`"
         while self._under_way:
             self._keep_reduced()
         self._next = 0
