@@ -5,8 +5,8 @@ sends it to all (all-gather), so that a rank keeps 1 / world_size of the state; 
 run beside the computing: a gradient leaves while backward is at the layers below, a weight while the next are updated.
 One process is the case without communication. Knows no schedules and no steps beyond Adam's own bias correction.
 
-Sources: Jordan et al. 2024, "Muon"; Kingma and Ba 2015; Loshchilov and Hutter 2019 (decoupled weight decay);
-Rajbhandari et al. 2020, "ZeRO" (sharded state); Li et al. 2020, "PyTorch Distributed" (buckets in a fixed order).
+Sources: Rajbhandari et al. 2020, "ZeRO" (sharded state); Li et al. 2020, "PyTorch Distributed" (buckets in a fixed
+order). The arithmetic is in updates.py.
 """
 
 from collections import deque
@@ -19,29 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanochat.model.sharding import Bucket, build_blocks, build_buckets, iter_parts, owned_rows, pack
+from nanochat.model.sharding import Bucket, build_blocks, build_buckets, group_by_shape, iter_parts, owned_rows, pack
+from nanochat.model.updates import update_with_adamw, update_with_muon
 from nanochat.runtime import pick_dtype
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0 while values stay within [0.7, 1.2]
-NEWTON_SCHULZ_STEPS = 5
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 REFERENCE_WIDTH = 768  # the width at which embedding_lr and head_lr were tuned
-
-
-def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Move the singular values of matrices (M, rows, cols) to about 1, keeping the singular vectors.
-
-    dtype: the type of the products, bfloat16 where the hardware multiplies it fast.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.size(-2) > matrices.size(-1)
-    x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
 
 
 @dataclass
@@ -97,7 +81,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         for group in sorted(self.param_groups, key=lambda group: group["kind"]):
             if group["kind"] == "muon":
-                yield from ((group, alike, False) for alike in _by_shape(group["params"]))
+                yield from ((group, alike, False) for alike in group_by_shape(group["params"]))
             else:
                 yield from ((group, [parameter], True) for parameter in group["params"])
 
@@ -240,37 +224,27 @@ class MuonAdamW(torch.optim.Optimizer):
             return [gradient for gradient in self._reduced.values() if gradient.numel()]
         return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
 
+    def _grad_of(self, parameter: nn.Parameter) -> Tensor:
+        """The summed gradient of this rank's part of a parameter."""
+        return self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
+
     def _step_muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """Stack this rank's matrices of one shape, so that one batched product serves them all."""
+        """Muon on this rank's matrices of one shape."""
         owned = parameters[self.rank :: self.world_size]
         if owned:
-            rows, cols = owned[0].shape
-            scale = max(1.0, rows / cols) ** 0.5
-            updates = []
-            for parameter in owned:
-                grad = self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
-                momentum = self._state_of(parameter, "momentum", parameter).lerp_(grad, 1 - group["momentum"])
-                updates.append(grad.lerp(momentum, group["momentum"]))  # Nesterov
-            for parameter, update in zip(owned, orthogonalize(torch.stack(updates), group["dtype"]), strict=True):
-                if group["weight_decay"]:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * scale)
+            grads = [self._grad_of(parameter) for parameter in owned]
+            momenta = [self._state_of(parameter, "momentum", parameter) for parameter in owned]
+            rates = {key: group[key] for key in ("lr", "weight_decay", "momentum", "dtype")}
+            update_with_muon(owned, grads, momenta, **rates)
 
     def _step_adamw(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
         """AdamW on this rank's rows of the table."""
         mine = parameter[owned_rows(parameter, self.rank, self.world_size)]
-        grad = self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
         mean, square = self._state_of(parameter, "mean", mine), self._state_of(parameter, "square", mine)
         count = self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
         count += 1
-        step = int(count.item())
-        beta1, beta2 = group["betas"]
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if group["weight_decay"]:
-            mine.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        mine.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
+        rates = {key: group[key] for key in ("lr", "weight_decay", "betas", "eps")}
+        update_with_adamw(mine, self._grad_of(parameter), mean, square, int(count.item()), **rates)
 
     def _state_of(self, parameter: nn.Parameter, key: str, like: Tensor) -> Tensor:
         """A moment of this rank's part of a parameter, zero at first."""
@@ -303,7 +277,7 @@ class MuonAdamW(torch.optim.Optimizer):
             parameter: i
             for group in self.param_groups
             if group["kind"] == "muon"
-            for alike in _by_shape(group["params"])
+            for alike in group_by_shape(group["params"])
             for i, parameter in enumerate(alike)
         }
         for full_name in {name: None for part in parts for name in part}:
@@ -332,13 +306,6 @@ class MuonAdamW(torch.optim.Optimizer):
 def _grad(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "backward comes first"
     return parameter.grad
-
-
-def _by_shape(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    shapes: dict[torch.Size, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        shapes.setdefault(parameter.shape, []).append(parameter)
-    return list(shapes.values())
 
 
 def build_optimizer(

@@ -33,6 +33,14 @@ class Block:
 Bucket = tuple[Block, ...]
 
 
+def group_by_shape(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters of one shape together, in their order."""
+    shapes: dict[torch.Size, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        shapes.setdefault(parameter.shape, []).append(parameter)
+    return list(shapes.values())
+
+
 def build_blocks(parameters: Sequence[nn.Parameter], is_table: bool, world_size: int) -> list[Block]:
     """Blocks of tables, or of matrices of one shape, in their order."""
     if is_table:
