@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.errors import UsageError
-from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.settings import FinetuneSettings, Settings
 
@@ -246,19 +246,17 @@ def divide_batch(name: str, total_tokens: int, settings: Settings, world_size: i
 def estimate_memory_bytes(config: GPTConfig, rows: int, world_size: int = 1) -> int:
     """Most memory of one device in training: float32 weights, gradients, optimizer; bf16 activations, weight copies.
 
-    Muon keeps one value per parameter, AdamW two, shared among the devices. What torch.compile saves is left out.
+    The optimizer's state is that of the device with the largest share. What torch.compile saves is left out.
     """
     params = count_params(config)
-    states = params["matrices"] + 2 * (params["embedding"] + params["head"])
     tokens = rows * config.context
     activations = tokens * config.n_embd * (BLOCK_BYTES * config.n_layer + OUTSIDE_BYTES)
-    return 10 * params["total"] + math.ceil(4 * states / world_size) + activations
+    return 10 * params["total"] + 4 * count_optimizer_values(config, world_size) + activations
 
 
 def estimate_checkpoint_bytes(config: GPTConfig) -> int:
     """Weights and optimizer of all devices in float32."""
-    params = count_params(config)
-    return 4 * (params["total"] + params["matrices"] + 2 * (params["embedding"] + params["head"]))
+    return 4 * (count_params(config)["total"] + count_optimizer_values(config))
 
 
 def _plan_steps(
