@@ -178,6 +178,8 @@ def start_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return 0
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak starts again from here
     return _resident_bytes()
 
 
@@ -221,9 +223,10 @@ def _read_system_memory() -> tuple[int, int]:
 def _read_container_memory(root: Path = Path("/sys/fs/cgroup")) -> Iterator[tuple[int, int]]:
     """Limit and use in bytes of every control group above this process that has a limit (cgroup v2, then v1)."""
     try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        own = ""
+        lines = []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     places = [(folder, "memory.max", "memory.current") for folder in (root / own, *(root / own).parents)]
     places.append((root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
     for folder, limit, used in places:
