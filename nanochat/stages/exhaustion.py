@@ -34,15 +34,13 @@ def _explain(job: Job, stage: str) -> CapacityError:
         return CapacityError(f"out of memory in {stage}: {parts[0]}", _suggest_other(job, stage))
     config = plan_model(job.settings)
     rows = _find_rows(job, stage)
-    what = f"depth {config.n_layer}, context {config.context:,}"
-    if rows is not None:
-        what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
-        plan = plan_step(job, config, rows)
-        parts.append(
-            f"planned: {format_size(plan.total)} = weights {format_size(plan.weights)}, "
-            f"gradients {format_size(plan.gradients)}, optimizer {format_size(plan.optimizer)}, "
-            f"activations {format_size(plan.activations)}, working memory {format_size(plan.working)}"
-        )
+    what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
+    plan = plan_step(job, config, rows)
+    parts.append(
+        f"planned: {format_size(plan.total)} = weights {format_size(plan.weights)}, "
+        f"gradients {format_size(plan.gradients)}, optimizer {format_size(plan.optimizer)}, "
+        f"activations {format_size(plan.activations)}, working memory {format_size(plan.working)}"
+    )
     if rows == 1:
         parts.append("one row is the least: it takes a shorter context, a smaller depth or a larger device")
     return CapacityError(f"out of memory in {stage} ({what}); {'; '.join(parts)}", _suggest(job, stage, rows, config))
@@ -60,28 +58,27 @@ def _describe_device(job: Job) -> str:
     return f"{text}: this process holds {format_size(memory.own)}, {format_size(memory.free)} are free"
 
 
-def _find_rows(job: Job, stage: str) -> int | None:
-    """Rows that the stage trains with; None where `auto` has not found them yet."""
+def _find_rows(job: Job, stage: str) -> int:
+    """Rows that the stage trains with; 1 where `auto` has not found them yet: then the bare model did not fit."""
     rows = job.settings.batch.device_batch_size
     if rows != "auto":
         return rows
     found = read_fit(job.run.stage(stage))
-    return found.rows if found is not None else None
+    return found.rows if found is not None else 1
 
 
-def _suggest(job: Job, stage: Literal["base", "mid", "sft"], rows: int | None, config: GPTConfig) -> str:
+def _suggest(job: Job, stage: Literal["base", "mid", "sft"], rows: int, config: GPTConfig) -> str:
     """Fewer rows, the same step; where there are none, a new run with less context."""
     total_tokens, _ = plan_total_tokens(job.settings, stage)
     candidates = list_rows(total_tokens, config.context, job.world.world_size)
-    fewer = [n for n in candidates if rows is None or n < rows]
-    if not fewer or rows == 1:
+    fewer = [n for n in candidates if n < rows]
+    if not fewer:
         return suggest_smaller(job, config.context)
     paths = job.run.stage(stage)
     start = (
         ["nanochat", "resume", job.run.name] if paths.steps() else ["nanochat", "train", stage, "--run", job.run.name]
     )
-    number = fewer[-1] if rows is not None else fewer[0]
-    return shlex.join([*start, *suggest_gpus(job), "--set", f"batch.device_batch_size={number}"])
+    return shlex.join([*start, *suggest_gpus(job), "--set", f"batch.device_batch_size={fewer[-1]}"])
 
 
 def _suggest_other(job: Job, stage: str) -> str:

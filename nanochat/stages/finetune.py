@@ -111,6 +111,7 @@ def iter_validation(
     """One pass over the test examples of the mixture, the same on every rank and however many rows a batch has."""
     examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed)
     with FinetuneLoader(examples, tokenizer, rows, context, seed=0, overlong="truncate") as loader:
-        for start in range(0, loader.num_rows_per_epoch, rows):
-            batch, left = next(loader), loader.num_rows_per_epoch - start
-            yield Batch(batch.ids[:left], batch.targets[:left])
+        num_rows = loader.num_rows_per_epoch
+        for start in range(0, num_rows, rows):
+            batch = next(loader)
+            yield Batch(batch.ids[: num_rows - start], batch.targets[: num_rows - start])

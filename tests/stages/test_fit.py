@@ -20,8 +20,10 @@ from nanochat.runtime import DeviceMemory, World
 from nanochat.stages import fit as fit_module
 from nanochat.stages.__main__ import main
 from nanochat.stages.display import Display
+from nanochat.stages.finetune import iter_validation
 from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, read_fit
 from nanochat.stages.job import Job, read_settings
+from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.metrics import MetricsFile
 
 Start = Callable[..., Path]
@@ -208,3 +210,13 @@ def test_losses_do_not_depend_on_the_rows(trained_home: Path, start_run: Start) 
     assert main(["base", str(settings)]) == 0
     whole = read_losses(trained_home / "runs" / "whole" / "settings.json")
     assert read_losses(settings) == pytest.approx(whole, rel=1e-4)
+
+
+def test_validation_of_conversations_does_not_depend_on_the_rows(start_run: Start) -> None:
+    job = open_job(start_run())
+    tokenizer = load_tokenizer(job.run.tokenizer, "rustbpe")
+    passes = [list(iter_validation(job, job.settings.sft, tokenizer, rows, 64)) for rows in (1, 3, 64)]
+    ids, targets = ([torch.cat([batch[i] for batch in batches]) for batches in passes] for i in (0, 1))
+    assert len(ids[0]) > 3 and len(ids[0]) % 3  # the last batch is short
+    assert all(torch.equal(ids[0], other) for other in ids[1:])
+    assert all(torch.equal(targets[0], other) for other in targets[1:])
