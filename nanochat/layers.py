@@ -197,7 +197,7 @@ def parse_value(key: str, text: str) -> Any:
         return None
     if list in kinds:
         return parsed if isinstance(parsed, list) else [part.strip() for part in stripped.split(",") if part.strip()]
-    if str in kinds:
+    if str in kinds and not (int in kinds and isinstance(parsed, int)):  # `16` of a field that is a number or "auto"
         return parsed if isinstance(parsed, str) else stripped
     if bool in kinds:
         return {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": False}.get(
@@ -263,6 +263,8 @@ def _sections() -> dict[str, type[BaseModel]]:
 def _kinds(annotation: Any) -> set[type]:
     """The plain types of an annotation: `int | None` -> {int, NoneType}, Literal["a"] -> {str}."""
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
     if origin is Literal:
         return {type(value) for value in typing.get_args(annotation)}
     if origin in (types.UnionType, typing.Union):

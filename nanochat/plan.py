@@ -11,6 +11,7 @@ from typing import Literal
 from nanochat.errors import UsageError
 from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
 from nanochat.model.config import GPTConfig
+from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
 from nanochat.settings import FinetuneSettings, Settings
 
 DEVICE = "H100"
@@ -28,17 +29,16 @@ SHARD_BYTES = 100_000_000
 """Bytes of such a shard on disk, compressed."""
 NUM_SHARDS_HELD = {"fineweb-edu": 1_822}
 """Shards of the data sets whose size is known; the last is for validation."""
-BLOCK_BYTES = 44
-"""What backward keeps in bf16 per token, channel of the width and block (measured: tests/test_plan.py)."""
-OUTSIDE_BYTES = 10
-"""The same, once, outside the blocks: the loss is computed in chunks and keeps no logits."""
+DEVICE_BYTES = 80e9
+"""Memory of one device: what `auto` fills in a plan; a run measures its own."""
 
 
 @dataclass(frozen=True)
 class BasePlan:
     """Pretraining. Tokens, steps and parameters are exact; disk, memory, hours and dollars are estimates.
 
-    num_microbatches: of one step on one device, also called gradient accumulation. memory_bytes: of one device.
+    num_microbatches: of one step on one device, also called gradient accumulation. memory_bytes: of one device, the sum
+    of memory's parts. device_batch_size: where the settings say `auto`, what fits into DEVICE_BYTES by this estimate.
     """
 
     depth: int
@@ -67,6 +67,7 @@ class BasePlan:
     checkpoint_bytes: int
     disk_bytes: int
     memory_bytes: int
+    memory: MemoryEstimate
     hours: float
     dollars: float
 
@@ -90,6 +91,7 @@ class FinetunePlan:
     total_flops: float | None
     checkpoint_bytes: int
     memory_bytes: int
+    memory: MemoryEstimate
     hours: float | None
     dollars: float | None
 
@@ -110,7 +112,9 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
     config = plan_model(settings, vocab_size)
     wish, batch = settings.base, settings.batch
     _check_schedule("base", wish.warmup, wish.warmdown)
-    num_microbatches = divide_batch("batch.total_tokens", batch.total_tokens, settings, world_size)
+    rows = plan_rows("batch.total_tokens", batch.total_tokens, settings, world_size, config)
+    num_microbatches = divide_batch("batch.total_tokens", batch.total_tokens, rows, config.context, world_size)
+    memory = estimate_memory(config, rows, world_size, compiled=settings.runtime.compile)
     params, per_token = count_params(config), flops_per_token(config)
     horizon, num_steps = _plan_steps(settings, params["total"], per_token)
     num_tokens = num_steps * batch.total_tokens
@@ -132,7 +136,7 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
         num_embedding_params=params["embedding"],
         num_head_params=params["head"],
         world_size=world_size,
-        device_batch_size=batch.device_batch_size,
+        device_batch_size=rows,
         total_batch_tokens=batch.total_tokens,
         num_microbatches=num_microbatches,
         horizon=horizon,
@@ -146,7 +150,8 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
         data_bytes=data_bytes,
         checkpoint_bytes=checkpoint,
         disk_bytes=data_bytes + checkpoint * (settings.checkpoint.keep + 1),  # the newest is written before one goes
-        memory_bytes=estimate_memory_bytes(config, batch.device_batch_size, world_size),
+        memory_bytes=memory.total,
+        memory=memory,
         hours=hours,
         dollars=hours * world_size * DOLLARS_PER_DEVICE_HOUR,
     )
@@ -156,23 +161,23 @@ def plan_finetune(
     settings: Settings,
     stage: Literal["mid", "sft"],
     world_size: int,
-    num_batches_per_epoch: int,
+    num_rows_per_epoch: int,
     config: GPTConfig | None = None,
 ) -> StartedFinetunePlan:
     """Plan mid or sft once its conversations are packed.
 
-    num_batches_per_epoch: batches of device_batch_size rows that one device draws in a pass over the mixture.
-    config: of the model it starts from; None: the settings'. The last step is filled from the next epoch.
+    num_rows_per_epoch: rows of all devices in a pass over the mixture; so the steps do not depend on how many rows a
+    device takes at once. config: of the model it starts from; None: the settings'. The last step is filled from the
+    next epoch.
     """
     wish: FinetuneSettings = getattr(settings, stage)
     sketch = sketch_finetune(settings, stage, world_size, config)
-    if wish.num_steps is None and num_batches_per_epoch < 1:
-        raise UsageError(
-            f"{stage}.mixture fills no batch of {settings.batch.device_batch_size} rows",
-            f"nanochat train {stage} --set {stage}.num_steps=10",
-        )
-    num_steps = wish.num_steps or math.ceil(wish.epochs * num_batches_per_epoch / sketch.num_microbatches)
-    return StartedFinetunePlan(**_finish(sketch, num_steps, num_batches_per_epoch))
+    if wish.num_steps is None and num_rows_per_epoch < 1:
+        raise UsageError(f"{stage}.mixture fills no row", f"nanochat train {stage} --set {stage}.num_steps=10")
+    rows_per_step = sketch.total_batch_tokens // sketch.context
+    num_steps = wish.num_steps or math.ceil(wish.epochs * num_rows_per_epoch / rows_per_step)
+    num_batches = math.ceil(num_rows_per_epoch / (sketch.device_batch_size * world_size))
+    return StartedFinetunePlan(**_finish(sketch, num_steps, num_batches))
 
 
 def sketch_finetune(
@@ -182,16 +187,17 @@ def sketch_finetune(
     wish: FinetuneSettings = getattr(settings, stage)
     config = config or plan_model(settings)
     _check_schedule(stage, wish.warmup, wish.warmdown)
-    total_tokens = wish.total_tokens or settings.batch.total_tokens
-    name = f"{stage}.total_tokens" if wish.total_tokens else "batch.total_tokens"
+    total_tokens, name = plan_total_tokens(settings, stage)
+    rows = plan_rows(name, total_tokens, settings, world_size, config)
+    memory = estimate_memory(config, rows, world_size, compiled=settings.runtime.compile)
     sketch = FinetunePlan(
         stage=stage,
         context=config.context,
         num_params=count_params(config)["total"],
         world_size=world_size,
-        device_batch_size=settings.batch.device_batch_size,
+        device_batch_size=rows,
         total_batch_tokens=total_tokens,
-        num_microbatches=divide_batch(name, total_tokens, settings, world_size, config.context),
+        num_microbatches=divide_batch(name, total_tokens, rows, config.context, world_size),
         epochs=wish.epochs,
         num_batches_per_epoch=None,
         num_steps=None,
@@ -199,7 +205,8 @@ def sketch_finetune(
         flops_per_token=flops_per_token(config),
         total_flops=None,
         checkpoint_bytes=estimate_checkpoint_bytes(config),
-        memory_bytes=estimate_memory_bytes(config, settings.batch.device_batch_size, world_size),
+        memory_bytes=memory.total,
+        memory=memory,
         hours=None,
         dollars=None,
     )
@@ -218,11 +225,51 @@ def plan_model(settings: Settings, vocab_size: int | None = None) -> GPTConfig:
         raise UsageError(f"model: {error}", f"--set model.n_kv_head={n_head}") from None
 
 
-def divide_batch(name: str, total_tokens: int, settings: Settings, world_size: int, context: int | None = None) -> int:
+def plan_total_tokens(settings: Settings, stage: Literal["base", "mid", "sft"]) -> tuple[int, str]:
+    """Tokens of a step of a stage, and the name of the setting that says so."""
+    own = settings.mid.total_tokens if stage == "mid" else settings.sft.total_tokens if stage == "sft" else None
+    return (own, f"{stage}.total_tokens") if own else (settings.batch.total_tokens, "batch.total_tokens")
+
+
+def plan_rows(name: str, total_tokens: int, settings: Settings, world_size: int, config: GPTConfig) -> int:
+    """Rows of a device: as set, or where that is `auto` the most that fit into DEVICE_BYTES by the estimate.
+
+    name: the setting that says total_tokens, for the error where no number of rows divides it.
+    """
+    rows = settings.batch.device_batch_size
+    if rows != "auto":
+        return rows
+    divide_batch(name, total_tokens, 1, config.context, world_size)
+    candidates = list_rows(total_tokens, config.context, world_size)
+    return choose_rows(candidates, config, world_size, (1 - MARGIN) * DEVICE_BYTES, compiled=settings.runtime.compile)
+
+
+def choose_rows(
+    candidates: list[int],
+    config: GPTConfig,
+    world_size: int,
+    limit_bytes: float,
+    *,
+    compiled: bool = False,
+    element_bytes: int = 2,
+    device: str = "cuda",
+) -> int:
+    """The last of the candidates, fewest rows first, whose estimate keeps to the limit; the first where none does."""
+    fitting = [
+        rows
+        for rows in candidates
+        if estimate_memory(
+            config, rows, world_size, compiled=compiled, element_bytes=element_bytes, device=device
+        ).total
+        <= limit_bytes
+    ]
+    return fitting[-1] if fitting else candidates[0]
+
+
+def divide_batch(name: str, total_tokens: int, rows: int, context: int, world_size: int) -> int:
     """Micro-batches of one step on one device. name: the setting that says total_tokens, for the error."""
     if world_size < 1:
         raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
-    rows, context = settings.batch.device_batch_size, context or settings.model.context
     tokens = rows * context * world_size
     if total_tokens % tokens:
         nearest = max(1, round(total_tokens / tokens)) * tokens
@@ -241,17 +288,6 @@ def divide_batch(name: str, total_tokens: int, settings: Settings, world_size: i
             hint,
         )
     return total_tokens // tokens
-
-
-def estimate_memory_bytes(config: GPTConfig, rows: int, world_size: int = 1) -> int:
-    """Most memory of one device in training: float32 weights, gradients, optimizer; bf16 activations, weight copies.
-
-    The optimizer's state is that of the device with the largest share. What torch.compile saves is left out.
-    """
-    params = count_params(config)
-    tokens = rows * config.context
-    activations = tokens * config.n_embd * (BLOCK_BYTES * config.n_layer + OUTSIDE_BYTES)
-    return 10 * params["total"] + 4 * count_optimizer_values(config, world_size) + activations
 
 
 def estimate_checkpoint_bytes(config: GPTConfig) -> int:

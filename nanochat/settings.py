@@ -57,8 +57,8 @@ class BatchSettings(Section):
 
     total_tokens: int = Field(default=524_288, ge=1)
     """Tokens of one optimizer step over all devices, reached by gradient accumulation."""
-    device_batch_size: int = Field(default=32, ge=1)
-    """Rows of one forward pass on one device."""
+    device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    """Rows of one forward pass on one device, or "auto": the most that fit, found when a stage starts."""
 
 
 class TrainSettings(Section):

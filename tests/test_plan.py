@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from nanochat.errors import UsageError
 from nanochat.layers import load_settings
 from nanochat.model.config import GPTConfig
-from nanochat.plan import estimate_memory_bytes, plan_base, plan_finetune, sketch_finetune
+from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
+from nanochat.plan import DEVICE_BYTES, plan_base, plan_finetune, sketch_finetune
 
 GOLDEN = [  # preset, devices, parameters, micro-batches, steps, tokens
     ("demo", 1, 3_670_016, 1, 300, 1_228_800),
@@ -67,19 +68,19 @@ def test_the_three_horizons() -> None:
 
 @given(st.integers(1, 5000), st.floats(0.1, 5))
 @settings(deadline=None)
-def test_finetuning_sees_every_batch_of_its_epochs(batches: int, epochs: float) -> None:
-    plan = plan_finetune(
-        wish("mid.num_steps=none", f"mid.epochs={epochs}", "batch.total_tokens=16384"), "mid", 2, batches
-    )
-    assert plan.num_microbatches == 2
-    assert plan.num_steps * 2 >= epochs * batches - 1e-6 > (plan.num_steps - 1) * 2 - 1e-6
+def test_finetuning_sees_every_row_of_its_epochs_however_many_a_device_takes(rows: int, epochs: float) -> None:
+    overrides = ("mid.num_steps=none", f"mid.epochs={epochs}", "batch.total_tokens=16384")
+    plans = [plan_finetune(wish(*overrides, f"batch.device_batch_size={n}"), "mid", 2, rows) for n in (1, 16, 32)]
+    assert [plan.num_microbatches for plan in plans] == [32, 2, 1]
+    assert len({plan.num_steps for plan in plans}) == 1
+    assert plans[0].num_steps * 64 >= epochs * rows - 1e-6 > (plans[0].num_steps - 1) * 64 - 1e-6
 
 
 def test_the_steps_that_are_asked_for_need_no_conversations() -> None:
     sketch = sketch_finetune(wish(), "sft")
     assert sketch.num_steps == wish().sft.num_steps and sketch.hours is not None
     assert sketch_finetune(wish("sft.num_steps=none"), "sft").num_steps is None
-    whole = plan_finetune(wish(), "sft", 1, 12)
+    whole = plan_finetune(wish(), "sft", 1, 12 * wish().batch.device_batch_size)
     assert dataclasses.asdict(whole) == dataclasses.asdict(sketch) | {"num_batches_per_epoch": 12}
 
 
@@ -93,7 +94,8 @@ def test_the_tokenizer_that_was_trained_decides_the_vocabulary() -> None:
     assert (plan.vocab_size, plan.num_embedding_params) == (1000, 1024 * 256)
 
 
-def test_memory_of_activations_is_what_autograd_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_kv_head", [2, 1])
+def test_memory_of_activations_is_what_autograd_keeps(monkeypatch: pytest.MonkeyPatch, n_kv_head: int) -> None:
     torch = pytest.importorskip("torch")
     from nanochat.model import attention
     from nanochat.model.gpt import GPT
@@ -117,7 +119,62 @@ def test_memory_of_activations_is_what_autograd_keeps(monkeypatch: pytest.Monkey
             model.loss(ids, ids)
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
-    config = GPTConfig(3, 256, 2, 2, 64, 512)
+    config = GPTConfig(3, 256, 2, n_kv_head, 64, 512)
     measured = measure(config, 8) - measure(config, 4)
-    estimated = estimate_memory_bytes(config, 8) - estimate_memory_bytes(config, 4)
-    assert measured == pytest.approx(estimated, rel=0.1)
+    estimated = estimate_memory(config, 8).activations - estimate_memory(config, 4).activations
+    assert measured == pytest.approx(estimated, rel=0.03)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_memory_that_stays_is_what_trainer_and_optimizer_hold(world_size: int) -> None:
+    torch = pytest.importorskip("torch")
+    from nanochat.model.gpt import GPT
+    from nanochat.model.optim import build_optimizer
+
+    config = GPTConfig(2, 64, 2, 2, 16, 300)
+    model = GPT(config)
+    model.init_weights(0)
+    optimizer = build_optimizer(model, 0.02, 0.2, 0.004)
+    ids = torch.zeros(1, 16, dtype=torch.int64)
+    model.loss(ids, ids).backward()
+    optimizer.step()
+    estimate = estimate_memory(config, 1, world_size, element_bytes=4)
+    assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert estimate.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())  # type: ignore
+    whole = sum(value.nbytes for name, value in optimizer.named_state().items() if not name.endswith(".step"))
+    assert estimate.optimizer == -(-whole // world_size)
+    assert estimate.total == sum(dataclasses.asdict(estimate).values())
+
+
+def test_a_loss_chunk_is_planned_as_large_as_it_is() -> None:
+    loss = pytest.importorskip("nanochat.model.loss")
+    from nanochat.model import attention, memory
+
+    assert memory.CHUNK_LOGITS == {"cpu": loss.CPU_CHUNK_LOGITS, "cuda": loss.CHUNK_LOGITS}
+    assert memory.CPU_SCORES_CONTEXT == attention.CPU_BLOCKS_CONTEXT
+    assert memory.CPU_BLOCK_TOKENS == attention.CPU_BLOCK_TOKENS
+
+
+def test_rows_are_listed_once_each_and_divide_the_step() -> None:
+    assert list_rows(524_288, 2_048, 1) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert list_rows(12 * 64 * 2, 64, 2) == [1, 2, 3, 4, 6, 12]
+    assert list_rows(1000, 64, 1) == []
+
+
+@pytest.mark.parametrize(("preset", "gpus", "rows"), [("d20", 8, 32), ("d26", 8, 16), ("d32", 8, 8)])
+def test_auto_plans_what_the_presets_of_80_gb_say(preset: str, gpus: int, rows: int) -> None:
+    plan = plan_base(wish("batch.device_batch_size=auto", preset=preset), gpus)
+    assert plan.device_batch_size == rows == wish(preset=preset).batch.device_batch_size
+    assert plan.memory_bytes == plan.memory.total <= (1 - MARGIN) * DEVICE_BYTES
+    assert isinstance(plan.memory, MemoryEstimate)
+    assert plan.num_microbatches * rows * plan.context * gpus == plan.total_batch_tokens
+
+
+def test_auto_leaves_the_step_of_every_stage_as_it_is() -> None:
+    fixed, auto = (
+        sketch_finetune(wish("sft.total_tokens=6144", f"batch.device_batch_size={n}"), "sft") for n in (8, "auto")
+    )
+    assert auto.device_batch_size == 24 and auto.num_microbatches == 1
+    assert auto.total_batch_tokens == fixed.total_batch_tokens
+    with pytest.raises(UsageError, match=r"sft.total_tokens = 5000 is not a multiple of 1 x 256 x 1"):
+        sketch_finetune(wish("sft.total_tokens=5000", "batch.device_batch_size=auto"), "sft")

@@ -38,7 +38,7 @@ def plan(
         plans = [asdict(item) for item in (base, *finetunes)]
         invocation.console.show_json(dict(zip(("base", "mid", "sft"), plans, strict=True)))
         return
-    invocation.console.show(format_table(describe_base(base, settings.data.dataset)))
+    invocation.console.show(format_table(describe_base(base, settings)))
     invocation.console.show("")
     header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
     invocation.console.show(
@@ -50,9 +50,13 @@ def plan(
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 
 
-def describe_base(plan: Any, dataset: str) -> list[tuple[str, str]]:
+def describe_base(plan: Any, settings: Any) -> list[tuple[str, str]]:
     """Names and values of a BasePlan, for people."""
-    from nanochat.plan import ASSUMED_MFU, DEVICE, DOLLARS_PER_DEVICE_HOUR
+    from nanochat.plan import ASSUMED_MFU, DEVICE, DEVICE_BYTES, DOLLARS_PER_DEVICE_HOUR
+
+    is_auto = settings.batch.device_batch_size == "auto"
+    auto = f" (auto: what {format_bytes(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in asdict(plan.memory).items())
 
     horizon = {
         "num_steps": "asked for",
@@ -72,17 +76,20 @@ def describe_base(plan: Any, dataset: str) -> list[tuple[str, str]]:
         (
             "batch",
             f"{plan.total_batch_tokens:,} tokens = {plan.device_batch_size} rows x {plan.context:,} x "
-            f"{plan.world_size} devices x {plan.num_microbatches} micro-batches",
+            f"{plan.world_size} devices x {plan.num_microbatches} micro-batches{auto}",
         ),
         ("steps", f"{plan.num_steps:,} ({horizon})"),
         ("tokens", f"{plan.num_tokens:,} = {plan.tokens_per_param:.2f} per parameter"),
-        ("text", f"about {format_count(plan.num_chars)} characters of {dataset}, {plan.num_shards:,} shards"),
+        (
+            "text",
+            f"about {format_count(plan.num_chars)} characters of {settings.data.dataset}, {plan.num_shards:,} shards",
+        ),
         (
             "disk",
             f"about {format_bytes(plan.disk_bytes)}: {format_bytes(plan.data_bytes)} of text, "
             f"{format_bytes(plan.checkpoint_bytes)} a checkpoint",
         ),
-        ("memory", f"about {format_bytes(plan.memory_bytes)} a device, less with torch.compile"),
+        ("memory", f"about {format_bytes(plan.memory_bytes)} a device: {parts}"),
         (
             "time",
             f"about {format_hours(plan.hours)} and {format_dollars(plan.dollars)} on {plan.world_size} x {DEVICE} "

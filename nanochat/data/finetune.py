@@ -127,9 +127,14 @@ class FinetuneLoader:
         return self._place.counted
 
     @property
+    def num_rows_per_epoch(self) -> int:
+        """Rows of one pass, those of all ranks: measured on a sample where there are many conversations."""
+        return _plan_rows(self._source)
+
+    @property
     def num_batches_per_epoch(self) -> int:
-        """Batches of one pass, the same on every rank: measured on a sample where there are many conversations."""
-        return _plan_batches(self._source, self._batch_rows)
+        """Batches of one pass, the same on every rank."""
+        return math.ceil(self.num_rows_per_epoch / self._batch_rows)
 
     def cursor(self) -> dict[str, Any]:
         """Where the batch just yielded ends, the same on every rank, as JSON."""
@@ -268,8 +273,8 @@ def _iter_batches(
             rows, masks = [], []
 
 
-def _plan_batches(source: _Source, num_rows: int) -> int:
-    """Batches of num_rows rows, those of all ranks, in an epoch: from the lengths of a fixed sample."""
+def _plan_rows(source: _Source) -> int:
+    """Rows of an epoch: from the lengths of a fixed sample."""
     num_conversations = len(source.conversations)
     chosen = range(num_conversations)
     if num_conversations > PLANNED_CONVERSATIONS:
@@ -281,5 +286,4 @@ def _plan_batches(source: _Source, num_rows: int) -> int:
         if fitting is not None:
             lengths.append(len(fitting[0]))
     rows, _ = pack_whole(lengths, source.row_tokens, flush=True)
-    num_all_rows = len(rows) * num_conversations / len(chosen)
-    return max(1, math.ceil(num_all_rows / num_rows))
+    return max(1, math.ceil(len(rows) * num_conversations / len(chosen)))

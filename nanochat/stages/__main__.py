@@ -14,13 +14,12 @@ from typing import TextIO
 
 import torch
 
-from nanochat.errors import CapacityError, NanochatError
+from nanochat.errors import NanochatError
 from nanochat.paths import RunPaths
 from nanochat.processes import end_with_parent
 from nanochat.ranks import log_path
 from nanochat.runtime import (
     Rank,
-    World,
     open_terminal,
     open_world,
     pick_device,
@@ -30,10 +29,10 @@ from nanochat.runtime import (
     redirect_output,
     use_all_cores,
 )
-from nanochat.settings import Settings
 from nanochat.stages.base import run_base
 from nanochat.stages.display import Display
 from nanochat.stages.evaluate import run_evaluate
+from nanochat.stages.exhaustion import memory_errors
 from nanochat.stages.job import Job, read_settings
 from nanochat.stages.lock import lock_run
 from nanochat.stages.mid import run_mid
@@ -115,7 +114,7 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         watch.join()
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
-        with _memory_errors(settings, world):
+        with memory_errors(job, options.stage):
             if options.stage == "evaluate":
                 run_evaluate(job, display, options.of, options.score)
             else:
@@ -142,22 +141,6 @@ def _open_log(folder: Path, options: argparse.Namespace) -> Iterator[TextIO | No
         return
     with file:
         yield file
-
-
-@contextlib.contextmanager
-def _memory_errors(settings: Settings, world: World):
-    """Turn exhausted memory into a sentence with the setting that mends it."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in text:
-            raise
-        rows = settings.batch.device_batch_size
-        raise CapacityError(
-            f"out of memory on {world.device} at batch.device_batch_size = {rows}, depth {settings.model.depth}",
-            f"--set batch.device_batch_size={max(1, rows // 2)} (the tokens of a step stay the same)",
-        ) from error
 
 
 if __name__ == "__main__":

@@ -14,19 +14,22 @@ from nanochat.plan import plan_base, plan_model
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
+from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
 
 
 def run_base(job: Job, display: Display) -> dict[str, Any]:
     """Pretrain, from where it stands, to the plan's horizon; returns the result. Collective: every rank calls this."""
-    settings, world = job.settings, job.world
-    tokenizer = load_tokenizer(job.run.tokenizer, settings.tokenizer.kind)
-    folder = open_dataset(job.workspace, settings.data.dataset, display, world.is_main)
+    world = job.world
+    tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
+    folder = open_dataset(job.workspace, job.settings.data.dataset, display, world.is_main)
     world.barrier()
+    config = plan_model(job.settings, tokenizer.vocab_size)
+    job = fit_batch(job, "base", config, display)
+    settings = job.settings
     plan = plan_base(settings, world.world_size, vocab_size=tokenizer.vocab_size)
-    config = plan_model(settings, tokenizer.vocab_size)
-    rows = settings.batch.device_batch_size
+    rows = plan.device_batch_size
     loaders: list[PretrainLoader] = []
 
     def open_loader(cursor: dict | None) -> Loader:

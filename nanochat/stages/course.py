@@ -21,11 +21,12 @@ from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
-from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes
+from nanochat.runtime import can_compile, name_device, peak_flops
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
 from nanochat.stages.display import Display, format_seconds
 from nanochat.stages.job import Job
+from nanochat.stages.memory import MemoryWatch
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.training.loop import Batch, Event, Recipe, TrainState, train
 from nanochat.training.metrics import MetricsFile
@@ -73,6 +74,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     Collective: every rank calls this.
     """
     world, paths, settings = job.world, job.run.stage(course.stage), course.settings
+    memory = MemoryWatch(job, course.config)
     if world.is_main:
         remove_stale(paths)
     world.barrier()
@@ -88,7 +90,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:
         display.say("the data changed: it goes on at about the same place, not exactly")
-    loss, compiled = _compile_loss(job, model, display)
+    loss, compiled = compile_loss(job, model, display)
     _announce(job, course, model, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
@@ -144,6 +146,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         if world.is_main:
             metrics.append(record)
             display.show_step(course.stage, record, course.num_steps)
+        memory.say_once(display)
 
     recipe = Recipe(
         name=course.stage,
@@ -175,7 +178,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     finally:
         loader.close()
         display.finish()
-    return _write_result(job, course, state, metrics, compiled)
+    return _write_result(job, course, state, metrics, compiled, memory.close(display))
 
 
 def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:
@@ -221,7 +224,7 @@ def _check_same(job: Job, course: Course, checkpoint: Checkpoint) -> None:
         )
 
 
-def _compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+def compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
     """The loss to train with, and a phrase that says whether it is compiled."""
     if not job.settings.runtime.compile:
         return model.loss, "no (runtime.compile = false)"
@@ -269,7 +272,9 @@ def _announce(job: Job, course: Course, model: GPT, state: TrainState, compiled:
         display.say(f"{state.step:,} steps and {format_seconds(state.seconds)} are done")
 
 
-def _write_result(job: Job, course: Course, state: TrainState, metrics: MetricsFile, compiled: str) -> dict[str, Any]:
+def _write_result(
+    job: Job, course: Course, state: TrainState, metrics: MetricsFile, compiled: str, memory: dict[str, Any]
+) -> dict[str, Any]:
     result = {
         "stage": course.stage,
         "step": state.step,
@@ -287,7 +292,8 @@ def _write_result(job: Job, course: Course, state: TrainState, metrics: MetricsF
         "dtype": str(job.dtype).removeprefix("torch."),
         "dtype_reason": job.dtype_reason,
         "compiled": compiled,
-        "peak_memory_bytes": peak_memory_bytes(job.world.device),
+        "device_batch_size": course.plan["device_batch_size"],
+        **memory,
         "tokenizer_hash": course.tokenizer.hash,
         "nanochat_version": nanochat.__version__,
         **course.describe_data(),

@@ -22,6 +22,8 @@ from nanochat.stages.job import Job
 from nanochat.tasks.catalog import build_task
 from nanochat.tokenizer.bpe import Tokenizer
 
+AUTO_TOKENS = 16_384
+"""Tokens of a batch where batch.device_batch_size is auto."""
 CHAT_STAGES = ("mid", "sft", "rl")
 """Stages whose model knows the form of a conversation."""
 
@@ -63,7 +65,10 @@ def _score_bpb(
 ) -> float:
     folder = find_dataset(job.workspace, job.settings.data.dataset)
     num_tokens = job.settings.base.eval_tokens
-    batches = iter_validation(folder, tokenizer, job.settings.batch.device_batch_size, model.config.context)
+    rows = job.settings.batch.device_batch_size
+    if rows == "auto":  # any number gives the same score, and without gradients this many fit wherever the model does
+        rows = max(1, AUTO_TOKENS // model.config.context)
+    batches = iter_validation(folder, tokenizer, rows, model.config.context)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
     bits = measure_bits(model, batches, token_bytes, num_tokens, job.world)
     text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"

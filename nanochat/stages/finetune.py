@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
 from typing import Any, Literal
 
 import nanochat
@@ -11,13 +10,13 @@ from nanochat.data.batch import Batch
 from nanochat.data.finetune import FinetuneLoader
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
-from nanochat.model.config import GPTConfig
 from nanochat.paths import ModelPath
-from nanochat.plan import plan_finetune
+from nanochat.plan import plan_finetune, sketch_finetune
 from nanochat.settings import FinetuneSettings
 from nanochat.stages.assemble import check_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.display import Display
+from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
 from nanochat.tasks.catalog import build_mixture
 from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
@@ -37,7 +36,9 @@ def run_finetune(
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
     conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed)
-    rows = job.settings.batch.device_batch_size
+    job = fit_batch(job, stage, config, display)
+    plan = sketch_finetune(job.settings, stage, world.world_size, config)
+    rows = plan.device_batch_size
 
     def open_loader(cursor: dict | None = None) -> FinetuneLoader:
         return FinetuneLoader(
@@ -53,8 +54,8 @@ def run_finetune(
         )
 
     with open_loader() as probe:
-        batches = probe.num_batches_per_epoch
-    plan = plan_finetune(job.settings, stage, world.world_size, batches, config)
+        num_rows = probe.num_rows_per_epoch
+    plan = plan_finetune(job.settings, stage, world.world_size, num_rows, config)
     loaders: list[FinetuneLoader] = []
 
     def open_training(cursor: dict | None) -> Loader:
@@ -80,7 +81,7 @@ def run_finetune(
         plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
         start=lambda: checkpoint.model,
         open_loader=open_training,
-        validation=lambda: iter_validation(job, settings, tokenizer, config),
+        validation=lambda: iter_validation(job, settings, tokenizer, rows, config.context),
         sample=lambda model: sample_answers(model, tokenizer),
         describe_data=describe_data,
         source=str(source),
@@ -104,11 +105,13 @@ def find_source(job: Job, before: str) -> ModelPath:
     return ModelPath(paths.checkpoint(step), job.run, before, step)
 
 
-def iter_validation(job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, config: GPTConfig) -> Iterator[Batch]:
-    """One pass over the test examples of the mixture, the same on every rank."""
+def iter_validation(
+    job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, rows: int, context: int
+) -> Iterator[Batch]:
+    """One pass over the test examples of the mixture, the same on every rank and however many rows a batch has."""
     examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed)
-    loader = FinetuneLoader(
-        examples, tokenizer, job.settings.batch.device_batch_size, config.context, seed=0, overlong="truncate"
-    )
-    with loader:
-        yield from islice(loader, loader.num_batches_per_epoch)
+    with FinetuneLoader(examples, tokenizer, rows, context, seed=0, overlong="truncate") as loader:
+        num_rows = loader.num_rows_per_epoch
+        for start in range(0, num_rows, rows):
+            batch = next(loader)
+            yield Batch(batch.ids[: num_rows - start], batch.targets[: num_rows - start])

@@ -118,6 +118,16 @@ def test_a_step_has_the_same_rows_on_any_number_of_ranks_and_across_changes() ->
     assert read_steps([1, 2, 4, 1, 6, 12, 3, 1]) == alone
 
 
+def test_a_run_goes_on_exactly_with_other_rows_a_batch() -> None:
+    with build(rows=6) as loader:
+        whole = torch.cat([batch.ids for batch in islice(loader, 4)])
+    with build(rows=3) as loader:
+        begun = torch.cat([batch.ids for batch in islice(loader, 4)])
+        cursor = json.loads(json.dumps(loader.cursor()))
+    with build(rows=4, cursor=cursor) as loader:
+        assert torch.equal(torch.cat([begun, *(batch.ids for batch in islice(loader, 3))]), whole)
+
+
 def test_long_conversations_are_truncated_and_counted() -> None:
     with build([talk(1, 500)], context=40, overlong="truncate") as loader:
         batch = next(loader)

@@ -1,0 +1,226 @@
+"""`batch.device_batch_size = "auto"`: the most rows of a device that fit, found once and kept in the run.
+
+On CUDA by trial: forward and backward of a model like the one to train, with the loss that training uses (compiled
+where training is: its kernels are kept on disk, so that of the chosen shape are not lost), beside as much memory as the
+optimizer will hold. The first trial is what the plan's estimate says; the model, its random state and its optimizer do
+not exist yet and cannot be disturbed.
+
+Elsewhere by the estimate alone, within half of the available memory: a system that runs out of memory kills processes
+instead of raising. And never more than CPU_TOKENS: beyond them a CPU is no faster, only later with the first line.
+"""
+
+import gc
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from nanochat.checkpoint import write_atomically
+from nanochat.errors import CapacityError
+from nanochat.model.config import GPTConfig
+from nanochat.model.memory import MARGIN, list_rows
+from nanochat.paths import StagePaths
+from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
+from nanochat.runtime import World, is_memory_error, name_device, read_memory, read_rank
+from nanochat.stages.assemble import build_model
+from nanochat.stages.course import compile_loss
+from nanochat.stages.display import Display
+from nanochat.stages.job import Job
+from nanochat.stages.memory import describe_circumstances, format_size, plan_step, suggest_smaller
+
+MAX_PROBES = 6
+CPU_TOKENS = 4_096  # of a forward pass; demo on two cores: 12,300 tokens/s at 2,048, 13,000 at 4,096, 8,192 and 16,384
+CPU_SHARE = 0.5  # of the available memory; the estimate knows neither the data nor the compiler
+SURE_SHARE = 0.75  # of the memory that more rows are planned to need: what they will need at least
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The answer. conditions: what it holds for. peak_bytes: of the trial that fitted; None where none was made."""
+
+    rows: int
+    num_probes: int
+    peak_bytes: int | None
+    total_bytes: int
+    conditions: dict[str, Any]
+
+
+def fit_batch(job: Job, stage: Literal["base", "mid", "sft"], config: GPTConfig, display: Display) -> Job:
+    """The job of a stage with a number in the place of `auto`; says how it was found, or that it was kept.
+
+    Collective: every rank calls this. Raises UsageError where no number of rows divides the step, and
+    CapacityError where not even one row fits.
+    """
+    if job.settings.batch.device_batch_size != "auto":
+        return job
+    world, paths = job.world, job.run.stage(stage)
+    total_tokens, name = plan_total_tokens(job.settings, stage)
+    divide_batch(name, total_tokens, 1, config.context, world.world_size)
+    conditions = {
+        "world_size": world.world_size,
+        "device": name_device(world.device),
+        "model": config.to_dict(),
+        "total_tokens": total_tokens,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "compile": job.settings.runtime.compile,
+        "torch": torch.__version__,
+    }
+    kept = read_fit(paths) if world.is_main else None  # other nodes may not see this disk
+    rows = world.largest(kept.rows if kept is not None and kept.conditions == conditions else 0)
+    if rows:
+        display.say(f"device_batch_size = auto: {rows} rows of {config.context:,} tokens, as found before")
+        return _with_rows(job, rows)
+    fit = _find_fit(job, config, total_tokens, conditions, display)
+    if world.is_main:
+        write_atomically(paths.root / "batch.json", json.dumps(asdict(fit), indent=1))
+    return _with_rows(job, fit.rows)
+
+
+def can_try(device: torch.device) -> bool:
+    """Whether running out of this device's memory raises, so that a trial costs nothing."""
+    return device.type == "cuda"
+
+
+def read_fit(paths: StagePaths) -> Fit | None:
+    """What was found for a stage before; None where nothing was or it cannot be read."""
+    try:
+        return Fit(**json.loads((paths.root / "batch.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _with_rows(job: Job, rows: int) -> Job:
+    batch = job.settings.batch.model_copy(update={"device_batch_size": rows})
+    return replace(job, settings=job.settings.model_copy(update={"batch": batch}))
+
+
+def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[str, Any], display: Display) -> Fit:
+    world, context = job.world, config.context
+    candidates = list_rows(total_tokens, context, world.world_size)
+    world.barrier()  # the first collective: what NCCL takes for itself is taken now
+    memory = read_memory(world.device)
+    if not can_try(world.device):
+        free = world.smallest(memory.free // read_rank().local_world_size)
+        few = [rows for rows in candidates if rows * context <= CPU_TOKENS] or candidates[:1]
+        rows = choose_rows(few, config, world.world_size, CPU_SHARE * free, **describe_circumstances(job))
+        planned = plan_step(job, config, rows).total
+        display.say(
+            f"device_batch_size = auto: {rows} rows of {context:,} tokens "
+            f"({format_size(planned)} planned, {format_size(free)} available; at most {CPU_TOKENS:,} tokens at once, "
+            f"more are no faster on {world.device.type})"
+        )
+        return Fit(rows, 0, None, memory.total, conditions)
+    limit = memory.free - math.ceil(MARGIN * memory.total)
+    guess = choose_rows(candidates, config, world.world_size, world.smallest(limit), **describe_circumstances(job))
+    display.say(f"device_batch_size = auto: trying how many rows of {context:,} tokens fit, {guess} first")
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+        probe = _Probe(job, config, total_tokens, display)
+        rows, num_probes, peak = find_rows(
+            candidates, guess, probe, lambda rows: plan_step(job, config, rows).total, limit, world
+        )
+        probe.close()
+    if rows is None or peak is None:
+        needed = plan_step(job, config, candidates[0])
+        raise CapacityError(
+            f"not even {candidates[0]} row of {context:,} tokens fits: {format_size(needed.total)} are planned, "
+            f"{format_size(memory.free)} of {format_size(memory.total)} are free on {name_device(world.device)}",
+            suggest_smaller(job, context),
+        )
+    display.say(
+        f"device_batch_size = auto: {rows} rows of {context:,} tokens fit "
+        f"(peak {format_size(peak)} of {format_size(memory.total)}, {num_probes} probe{'s' if num_probes > 1 else ''})"
+    )
+    return Fit(rows, num_probes, peak, memory.total, conditions)
+
+
+def find_rows(
+    candidates: list[int],
+    guess: int,
+    measure: Callable[[int], int | None],
+    planned: Callable[[int], int],
+    limit_bytes: int,
+    world: World,
+) -> tuple[int | None, int, int | None]:
+    """The last of the candidates, fewest rows first, that fits on every rank; the number of trials; its largest peak.
+
+    measure: the peak of a trial in bytes, None where memory ran out; it communicates with nobody. limit_bytes: of this
+    rank. Starts at guess and asks its neighbours, but no further than that MAX_PROBES trials settle the rest, so the
+    answer is exact for up to 2 ** MAX_PROBES - 1 candidates (of more, evenly spaced ones are tried). No trial is made
+    where a smaller one fitted and what more rows are planned to need cannot fit.
+
+    Collective: every rank calls this, with the same candidates, guess and plan.
+    """
+    candidates = candidates[:: math.ceil(len(candidates) / (2**MAX_PROBES - 1))]
+    low, high = -1, len(candidates)  # the last that is known to fit, the first that is known not to
+    wanted = max((i for i, rows in enumerate(candidates) if rows <= guess), default=0)
+    num_probes, peak = 0, None
+    while high - low > 1:
+        reach = 2 ** (MAX_PROBES - num_probes - 1)
+        index = min(max(wanted, high - reach, low + 1), low + reach, high - 1)
+        if peak is not None:
+            more = planned(candidates[index]) - planned(candidates[low])
+            if world.largest(int(peak + SURE_SHARE * more > limit_bytes)):
+                high = wanted = index
+                wanted -= 1
+                continue
+        mine = measure(candidates[index])
+        num_probes += 1
+        if world.smallest(int(mine is not None and mine <= limit_bytes)):
+            low, peak, wanted = index, world.largest(mine or 0), index + 1
+        else:
+            high, wanted = index, index - 1
+    return (candidates[low] if low >= 0 else None), num_probes, peak
+
+
+class _Probe:
+    """Trial steps of a model of this shape. Its weights are zeros: what a step holds does not depend on them."""
+
+    def __init__(self, job: Job, config: GPTConfig, total_tokens: int, display: Display) -> None:
+        self.job, self.config, self.total_tokens, self.display = job, config, total_tokens, display
+        self.device = job.world.device
+        self.model = build_model(config, self.device, job.dtype).train()
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.zero_()
+        states = plan_step(job, config, 1).optimizer
+        self.optimizer = torch.zeros(states, dtype=torch.uint8, device=self.device)
+
+    def __call__(self, rows: int) -> int | None:
+        """Peak bytes that the allocator holds during a step of this many rows; None where memory ran out."""
+        self._clear()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        fitted = True
+        try:
+            self._step(rows)
+            torch.cuda.synchronize(self.device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+            fitted = False
+        peak = torch.cuda.max_memory_reserved(self.device)
+        self._clear()  # outside of the handler, which keeps the frames of what failed alive
+        return peak if fitted else None
+
+    def _step(self, rows: int) -> None:
+        loss, _ = compile_loss(self.job, self.model, self.display)
+        tokens = rows * self.config.context
+        ids = torch.zeros(rows, self.config.context, dtype=torch.int64, device=self.device)
+        # The second micro-batch runs beside the gradients of the first, where a step has two.
+        for _ in range(min(2, self.total_tokens // (tokens * self.job.world.world_size))):
+            (loss(ids, ids) / tokens).backward()
+
+    def _clear(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        torch.compiler.reset()  # the shape before counts towards the compiler's limit of shapes
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self._clear()
+        del self.model, self.optimizer
+        gc.collect()
+        torch.cuda.empty_cache()

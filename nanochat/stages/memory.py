@@ -1,0 +1,104 @@
+"""The memory of a stage beside its plan: what was expected on this device, and what the peak was."""
+
+import json
+import shlex
+from typing import Any
+
+from nanochat.layers import flatten, read_saved
+from nanochat.model.config import GPTConfig
+from nanochat.model.memory import MemoryEstimate, estimate_memory
+from nanochat.runtime import can_compile, peak_memory_bytes, start_memory
+from nanochat.stages.display import Display
+from nanochat.stages.job import Job
+
+
+class MemoryWatch:
+    """Compares the peak of a stage with its plan, after the first step and at the end.
+
+    Open it before the model is built. job: with a number of rows. Peaks are of tensors on CUDA; elsewhere of the
+    process, with the data and the libraries that it loads meanwhile.
+    """
+
+    def __init__(self, job: Job, config: GPTConfig) -> None:
+        rows = job.settings.batch.device_batch_size
+        assert rows != "auto", "fit_batch comes first"
+        self.world = job.world
+        self.planned = plan_step(job, config, rows).total
+        self._start = start_memory(self.world.device)
+        self._stepped = False
+
+    def say_once(self, display: Display) -> None:
+        """After a step: say how the peak of this rank compares, the first time."""
+        if not self._stepped:
+            self._stepped = True
+            display.say(self._describe(peak_memory_bytes(self.world.device, self._start)))
+
+    def close(self, display: Display) -> dict[str, int | None]:
+        """Facts for the result: the largest peak of all ranks (None where no step was taken) and the plan.
+
+        Collective: every rank calls this.
+        """
+        peak = None
+        if self._stepped:  # all ranks have, or none
+            peak = self.world.largest(peak_memory_bytes(self.world.device, self._start))
+            display.say(self._describe(peak))
+        return {"peak_memory_bytes": peak, "planned_memory_bytes": self.planned}
+
+    def _describe(self, peak: int) -> str:
+        if self.world.device.type != "cuda":
+            size, planned = format_size(peak), format_size(self.planned)
+            return (
+                f"memory: the process has grown by {size} at the peak; planned {planned}, libraries and data left out"
+            )
+        return describe_memory(peak, self.planned)
+
+
+def describe_memory(peak: int, planned: int) -> str:
+    """
+    >>> describe_memory(61_300_000_000, 63_000_000_000)
+    'memory: 61.3 GB at the peak, planned 63.0 GB (-3 %)'
+    """
+    difference = round(100 * (peak / planned - 1))
+    return f"memory: {format_size(peak)} at the peak, planned {format_size(planned)} ({difference:+d} %)"
+
+
+def format_size(size: float) -> str:
+    """
+    >>> format_size(71_234_000_000), format_size(83_400_000)
+    ('71.2 GB', '83 MB')
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+def plan_step(job: Job, config: GPTConfig, rows: int) -> MemoryEstimate:
+    """The estimate of training for this job's device, compute type and compiler."""
+    return estimate_memory(config, rows, job.world.world_size, **describe_circumstances(job))
+
+
+def describe_circumstances(job: Job) -> dict[str, Any]:
+    """What the estimate must know beside sizes."""
+    return {
+        "compiled": job.settings.runtime.compile and can_compile()[0],
+        "element_bytes": job.dtype.itemsize,
+        "device": job.world.device.type,
+    }
+
+
+def suggest_smaller(job: Job, context: int) -> str:
+    """The command of a new run with half of the context: one that has started keeps its model."""
+    preset, _, origins = read_saved(job.run.settings)
+    settings = flatten(job.settings.model_dump())
+    wishes = {key: settings[key] for key, origin in origins.items() if not origin.startswith(("default", "preset"))}
+    wishes |= {"model.context": max(8, context // 2)}
+    words = ["nanochat", "run", *(("--preset", preset) if preset else ()), "--run", f"{job.run.name}-2"]
+    for key, value in wishes.items():
+        words += [
+            "--set",
+            f"{key}={value if isinstance(value, str) else 'none' if value is None else json.dumps(value)}",
+        ]
+    return shlex.join([*words, *suggest_gpus(job)])
+
+
+def suggest_gpus(job: Job) -> list[str]:
+    """The option that starts as many processes again."""
+    return ["--gpus", str(job.world.world_size)] if job.world.world_size > 1 else []
