@@ -176,6 +176,11 @@ def end_with_parent() -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+def read_environ() -> dict[str, str]:
+    """A copy of the environment, for a child process to start from."""
+    return dict(os.environ)
+
+
 def is_main_process() -> bool:
     """True on rank 0, before a World is open."""
     return os.environ.get("RANK", "0") == "0"

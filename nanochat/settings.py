@@ -156,6 +156,8 @@ class RuntimeSettings(Section):
     """Seed of initialisation, data order and sampling."""
     log_every: int = Field(default=1, ge=1)
     """Steps between two log lines."""
+    track: Literal["wandb", "trackio", "tensorboard"] | None = None
+    """Where metrics.jsonl is copied to while it grows; a tracker that fails never stops training."""
 
 
 class Settings(Section):

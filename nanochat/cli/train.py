@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.cli.launch import launch_stage, stage_command
 from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
+from nanochat.cli.tracking import Track, add_track, check_tracker
 from nanochat.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ def train_base(
     overrides: Overrides = None,
     run: RunName = None,
     gpus: Gpus = 1,
+    track: Track = None,
 ) -> int:
     """Pretrain the base model on packed documents."""
-    return train("base", invocation, choose_target(invocation, preset, config, overrides, run), gpus)
+    return train("base", invocation, choose_target(invocation, preset, config, add_track(overrides, track), run), gpus)
 
 
 @command(app, "mid", "nanochat train mid --run d20 --gpus 8")
@@ -37,9 +39,15 @@ def train_mid(
     overrides: Overrides = None,
     run: RunName = None,
     gpus: Gpus = 1,
+    track: Track = None,
 ) -> int:
     """Midtrain the base model on conversations and tool calls."""
-    return train("mid", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+    return train(
+        "mid",
+        invocation,
+        choose_target(invocation, preset, config, add_track(overrides, track), run, newest=True),
+        gpus,
+    )
 
 
 @command(app, "sft", "nanochat train sft --run d20")
@@ -50,9 +58,15 @@ def train_sft(
     overrides: Overrides = None,
     run: RunName = None,
     gpus: Gpus = 1,
+    track: Track = None,
 ) -> int:
     """Fine-tune the midtrained model on a smaller mixture, at a fraction of the rates."""
-    return train("sft", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+    return train(
+        "sft",
+        invocation,
+        choose_target(invocation, preset, config, add_track(overrides, track), run, newest=True),
+        gpus,
+    )
 
 
 def train(stage: str, invocation: Invocation, target: Target, gpus: int) -> int:
@@ -111,6 +125,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: 
             )
         build_mixture(mixture, "train", settings.runtime.seed)
     check_devices(settings.runtime.device, gpus)
+    check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
     return plan
 
