@@ -36,7 +36,7 @@ def wait_until(is_true, seconds: float = 30) -> None:
 def is_gone(pid: int) -> bool:
     try:
         return " Z " in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
