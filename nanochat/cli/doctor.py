@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nanochat.doctor.finding import Finding
 
 LIMIT_SECONDS = 120.0
-"""Of the all-reduce check: eight processes load torch, join and sum in about 30 s."""
+"""Of the all-reduce check: two processes on two cores take 6 s, many that load CUDA may take a minute."""
 
 
 def register(app: typer.Typer) -> None:

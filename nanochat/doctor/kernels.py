@@ -77,7 +77,9 @@ def try_attention() -> list[str]:
                 warnings.simplefilter("ignore")  # each kernel that cannot run says why, at length
                 F.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
                 torch.cuda.synchronize()
-        except RuntimeError:
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # this kernel does not know this GPU or this type
             continue
         working.append(name)
     return working

@@ -19,7 +19,7 @@ SHARED_MEMORY = Path("/dev/shm")
 NCCL_SHARED_BYTES = 10**9
 """NCCL's own advice for containers (docs.nvidia.com/deeplearning/nccl, troubleshooting, shared memory)."""
 OPEN_FILES = 1024
-"""What Linux gives a login; NCCL's sockets, shards and checkpoints of a process stay under it."""
+"""What Linux gives a process unless told otherwise (systemd's soft limit)."""
 MEND_TOKENIZER = "pip install --force-reinstall --no-deps -e .  # in the folder of the project; needs Rust"
 
 

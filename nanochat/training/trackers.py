@@ -5,6 +5,8 @@ tracker's package only here. Each start copies the file from its first line; eac
 stands twice.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -127,12 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, folder = sys.argv[1:] if arguments is None else arguments
     stage, ended = Path(folder), threading.Event()
     threading.Thread(target=_wait_for_end, args=(ended,), daemon=True).start()
-    tracker = TRACKERS[name](stage, describe_stage(stage))
-    for record in follow(stage / "metrics.jsonl", ended):
-        values = select_numbers(record)
-        if values:
-            tracker.log(record["step"], values)
-    tracker.close()
+    with (stage / "tracking.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the process that a killed trainer left behind is gone
+        tracker = TRACKERS[name](stage, describe_stage(stage))
+        for record in follow(stage / "metrics.jsonl", ended):
+            values = select_numbers(record)
+            if values:
+                tracker.log(record["step"], values)
+        tracker.close()
     return 0
 
 

@@ -107,7 +107,7 @@ def test_a_tracker_that_hangs_is_ended(
     said: list[str] = []
     MetricsFile(stage.metrics).append({"step": 1, "loss": 2.0})
     tracking = start_tracking("wandb", stage, said.append)
-    wait_until(lambda: place == "finish" or fake.calls(place))
+    wait_until(lambda: fake.calls("log" if place == "finish" else place))
     tracking.check(said.append)
     assert len(said) == 1  # a hang is no news while training runs
     tracking.close(said.append, seconds=0.3)
@@ -142,6 +142,20 @@ def test_a_trainer_that_is_killed_leaves_a_whole_copy_and_no_process(
     assert subprocess.run([sys.executable, "-c", code, str(stage.root)], env=environ, timeout=60).returncode == -9
     wait_until(lambda: fake.calls("finish") and is_gone(fake.calls("finish")[0]["pid"]))
     assert fake.logged() == [(1, {"loss": 2.0})]
+
+
+def test_two_copies_do_not_write_at_once(stage: StagePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, said = install_fake_wandb(tmp_path, monkeypatch, "finish hangs"), []
+    MetricsFile(stage.metrics).append({"step": 1, "loss": 2.0})
+    first = start_tracking("wandb", stage, said.append)  # as a trainer that was killed leaves it behind
+    wait_until(lambda: fake.logged())
+    second = start_tracking("wandb", stage, said.append)
+    second.close(said.append, seconds=1.0)
+    assert len(fake.calls("import")) == 1 and "did not finish" in said[-1]
+    first.close(said.append, seconds=0.2)
+    monkeypatch.setenv("FAKE_FAILS", "")
+    start_tracking("wandb", stage, said.append).close(said.append)
+    assert len(fake.calls("import")) == 2 and fake.logged() == [(1, {"loss": 2.0})] * 2
 
 
 def test_everything_is_written_under_the_run_and_offline_stays_offline(tmp_path: Path) -> None:
