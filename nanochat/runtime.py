@@ -276,6 +276,11 @@ class Rank:
     is_managed: bool = False
 
 
+def read_environ() -> dict[str, str]:
+    """A copy of the environment, for a child process to start from."""
+    return dict(os.environ)
+
+
 def read_rank() -> Rank:
     """What torchrun has put into the environment; alone without it."""
     numbers = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)

@@ -169,6 +169,8 @@ class RuntimeSettings(Section):
     """Steps between two log lines."""
     hang_seconds: float = Field(default=600, gt=0)
     """With several processes: seconds without progress after which those that are waited for are named and all end."""
+    track: Literal["wandb", "trackio", "tensorboard"] | None = None
+    """Where metrics.jsonl is copied to while it grows; a tracker that fails never stops training."""
 
 
 class Settings(Section):

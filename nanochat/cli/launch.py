@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,10 @@ DEFAULT_HOME = "~/.cache/nanochat"
 VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
 MALLOC = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1"
 """Keep freed memory for the next step, in huge pages: 5,900 -> 7,500 tokens/s on two cores, no page faults left."""
+
+
+GRACE_SECONDS = 40.0
+"""From SIGTERM to SIGKILL: torchrun, whose workers have sessions of their own, kills them after 30 s."""
 
 
 def read_environ() -> Mapping[str, str]:
@@ -86,6 +90,11 @@ def stage_command(
     return torchrun_command(worker, cluster, f"{settings.absolute().parent.name}-{stage}", local_address)
 
 
+def bandwidth_command(num_processes: int, device: str, folder: Path) -> list[str]:
+    """The command line that measures all-reduce between processes of this machine (stages/bandwidth.py)."""
+    return torchrun_command(["-m", "nanochat.stages.bandwidth", str(folder), device], Cluster(num_processes))
+
+
 def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool = True) -> dict[str, str]:
     """The environment of a child: offline and colours carried over, and no module of the current folder imported."""
     values = {"GLIBC_TUNABLES": MALLOC, **environ}
@@ -124,6 +133,29 @@ def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None) 
     return 130 if code == -signal.SIGINT else 128 - code if code < 0 else code
 
 
+def run_limited(command: Sequence[str], environ: Mapping[str, str], log: Path, seconds: float) -> int | None:
+    """Run a command whose output goes to a file; returns its exit code, or None where it was ended for its time.
+
+    A launcher that is told to end passes it on to its workers; whatever is left after that is killed.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also on Ctrl-C, which does not reach a session of its own
+        _end_session(process)
+
+
+def measure_all_reduce(num_processes: int, device: str, folder: Path, seconds: float) -> int | None:
+    """Let each rank leave its report in a folder; returns the exit code, None where time ran out."""
+    command = bandwidth_command(num_processes, device, folder)
+    return run_limited(command, child_environ(os.environ), folder / "log.txt", seconds)
+
+
 def launch_stage(
     stage: str,
     settings: Path,
@@ -152,6 +184,15 @@ def launch_stage(
     command = stage_command(stage, settings, cluster, [*options, "--terminal", name_terminal()], address)
     code = run_ranks(command, environ, run.logs(stage), stage, resume, say, is_host=cluster.node_rank == 0)
     return code
+
+
+def _end_session(process: subprocess.Popen) -> None:
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
 
 
 @contextmanager

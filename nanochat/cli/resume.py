@@ -8,6 +8,7 @@ from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command
 from nanochat.cli.target import choose_run, choose_target, has_started, is_done
 from nanochat.cli.torchrun import Cluster
+from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
 from nanochat.errors import MissingError
 from nanochat.paths import RunPaths
@@ -24,6 +25,7 @@ def resume(
     run: Annotated[str | None, typer.Argument(help="The run; default: the newest interrupted one.")] = None,
     overrides: Overrides = None,
     cluster: Cluster = ALONE,
+    track: Track = None,
 ) -> int:
     """Continue the stage that was interrupted, from its newest good checkpoint."""
     paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
@@ -35,7 +37,8 @@ def resume(
             f"nanochat run --run {paths.name}",
         )
     invocation.console.say(f"resuming {stage} of run {paths.name}")
-    return train(stage, invocation, choose_target(invocation, run=paths.name, overrides=overrides), cluster)
+    target = choose_target(invocation, run=paths.name, overrides=add_track(overrides, track))
+    return train(stage, invocation, target, cluster)
 
 
 def find_interrupted(run: RunPaths) -> str | None:

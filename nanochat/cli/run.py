@@ -8,6 +8,7 @@ from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName,
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
 from nanochat.cli.torchrun import Cluster
+from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 
 STAGES = ("tokenizer", "base", "mid", "sft")
@@ -24,9 +25,10 @@ def run_pipeline(
     overrides: Overrides = None,
     run: RunName = None,
     cluster: Cluster = ALONE,
+    track: Track = None,
 ) -> int:
     """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, report. Finished stages are skipped."""
-    target = choose_target(invocation, preset, config, overrides, run)
+    target = choose_target(invocation, preset, config, add_track(overrides, track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
     if not invocation.dry_run and not all(is_done(target.run, stage) for stage in STAGES[:2]):

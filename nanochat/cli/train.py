@@ -7,6 +7,7 @@ from nanochat.cli.launch import ALONE, launch_stage, stage_command
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
 from nanochat.cli.torchrun import Cluster
+from nanochat.cli.tracking import Track, add_track, check_tracker
 from nanochat.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def train_base(
     overrides: Overrides = None,
     run: RunName = None,
     cluster: Cluster = ALONE,
+    track: Track = None,
 ) -> int:
     """Pretrain the base model on packed documents."""
-    return train("base", invocation, choose_target(invocation, preset, config, overrides, run), cluster)
+    target = choose_target(invocation, preset, config, add_track(overrides, track), run)
+    return train("base", invocation, target, cluster)
 
 
 @command(app, "mid", "nanochat train mid --run d20 --gpus 8")
@@ -39,9 +42,11 @@ def train_mid(
     overrides: Overrides = None,
     run: RunName = None,
     cluster: Cluster = ALONE,
+    track: Track = None,
 ) -> int:
     """Midtrain the base model on conversations and tool calls."""
-    return train("mid", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), cluster)
+    target = choose_target(invocation, preset, config, add_track(overrides, track), run, newest=True)
+    return train("mid", invocation, target, cluster)
 
 
 @command(app, "sft", "nanochat train sft --run d20")
@@ -52,9 +57,11 @@ def train_sft(
     overrides: Overrides = None,
     run: RunName = None,
     cluster: Cluster = ALONE,
+    track: Track = None,
 ) -> int:
     """Fine-tune the midtrained model on a smaller mixture, at a fraction of the rates."""
-    return train("sft", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), cluster)
+    target = choose_target(invocation, preset, config, add_track(overrides, track), run, newest=True)
+    return train("sft", invocation, target, cluster)
 
 
 def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
@@ -123,6 +130,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
             )
         build_mixture(mixture, "train", settings.runtime.seed)
     check_devices(settings.runtime.device, cluster.gpus)
+    check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
     return plan
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import nanochat
 from nanochat.checkpoint import Checkpoint, latest_good, remove_stale, save_checkpoint, write_atomically
-from nanochat.errors import UsageError
+from nanochat.errors import NumericalError, StoppedError, UsageError
 from nanochat.evals.bpb import measure_bits
 from nanochat.evals.samples import Sample
 from nanochat.model.accounting import count_params, flops_per_token
@@ -30,6 +30,7 @@ from nanochat.stages.memory import MemoryWatch
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.training.loop import Batch, Event, Recipe, TrainState, train
 from nanochat.training.metrics import MetricsFile
+from nanochat.training.tracking import start_tracking
 
 
 class Loader(Protocol):
@@ -145,6 +146,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     def log(record: dict) -> None:
         if world.is_main:
             metrics.append(record)
+            tracking.check(display.say)
             display.show_step(course.stage, record, course.num_steps)
         memory.say_once(display)
 
@@ -173,11 +175,17 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     )
     if state.step >= course.num_steps:
         display.say(f"{course.stage} already has its {course.num_steps} steps")
+    tracking = start_tracking(job.settings.runtime.track if world.is_main else None, paths, display.say)
     try:
         state = train(recipe, state, world, log, job.stop)
+    except (NumericalError, StoppedError):  # every rank's at once: the others would not wait for rank 0
+        tracking.close(display.say)
+        world.barrier()
+        raise
     finally:
         loader.close()
         display.finish()
+        tracking.close(display.say)
     return _write_result(job, course, state, metrics, compiled, memory.close(display))
 
 

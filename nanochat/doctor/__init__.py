@@ -1,0 +1,1 @@
+"""What this machine can do: findings with the command that mends each. Prints nothing; loads torch only when asked."""

@@ -1,0 +1,78 @@
+"""The worker of `nanochat doctor --distributed`: does a sum over the ranks come out right, and how fast.
+
+`python -m nanochat.stages.bandwidth FOLDER DEVICE` under torchrun. Each rank leaves `rank_<n>.json` in FOLDER and keeps
+it up to date, so that a rank that hangs is known by how far it came.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nanochat.runtime import World, end_with_parent, open_world, pick_device, read_environ
+
+SIZES = {"cpu": (1 << 20, 64 << 20), "cuda": (1 << 20, 64 << 20, 512 << 20)}
+"""Bytes of one all-reduce: latency, a layer's gradients, a model's."""
+REPEATS = {"cpu": 5, "cuda": 20}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and leave the report; what goes wrong stands in the report too."""
+    folder, wish = sys.argv[1:] if arguments is None else arguments
+    rank = int(read_environ().get("RANK", "0"))
+    path = Path(folder) / f"rank_{rank}.json"
+    report: dict = {"rank": rank, "pid": os.getpid(), "state": "started"}
+    write_report(path, report)
+    try:
+        world = open_world(pick_device(wish))
+        write_report(path, report := report | {"state": "joined"})
+        report["sums"] = [measure_sum(world, size) for size in SIZES[world.device.type]]
+        write_report(path, report | {"state": "done"})
+        world.close()
+    except Exception as error:  # the boundary of this process: the report is how it speaks
+        lines = str(error).strip().splitlines() or [""]
+        message = f"{type(error).__name__}: {lines[0][:300]}"
+        write_report(path, report | {"state": "failed", "error": message, "time": time.time()})
+        return 1
+    return 0
+
+
+def measure_sum(world: World, num_bytes: int) -> dict:
+    """Sum float32 tensors of this size over the ranks; returns size, whether it came out right, and seconds of one.
+
+    Collective: every rank calls this.
+    """
+    tensor = torch.full((num_bytes // 4,), float(world.rank + 1), device=world.device)
+    expected = world.world_size * (world.world_size + 1) / 2
+    right = bool((world.all_reduce_sum(tensor) == expected).all())
+    tensor.zero_()  # sums of sums would overflow
+    world.all_reduce_sum(tensor)
+    _synchronize(world)
+    world.barrier()
+    repeats = REPEATS[world.device.type]
+    started = time.perf_counter()
+    for _ in range(repeats):
+        world.all_reduce_sum(tensor)
+    _synchronize(world)
+    return {"bytes": num_bytes, "right": right, "seconds": (time.perf_counter() - started) / repeats}
+
+
+def write_report(path: Path, report: dict) -> None:
+    """Replace the report at once: it is read while ranks hang."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(report), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _synchronize(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Tracking: a process beside training that copies metrics.jsonl to wandb, trackio or TensorBoard.
+
+A process of its own, because a tracker may raise, hang, crash natively, or wait for a network as it exits, and training
+must feel none of it. It reads the file that training writes anyway, so nothing is queued and nothing is dropped, and a
+run that resumes is copied whole again. Knows no backend (trackers.py does) and holds up training at `close` alone.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nanochat.paths import StagePaths
+from nanochat.runtime import read_environ
+
+CLOSE_SECONDS = 15.0
+"""Longest wait for a tracker to finish; half of the notice that Slurm gives before it kills."""
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+REMOTE_TRACKIO = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+"""They make trackio write to a server, where steps that a resumed run takes again would stand twice."""
+
+
+class Tracking:
+    """The process that follows one stage's metrics; without a process it does nothing."""
+
+    def __init__(self, name: str = "", process: subprocess.Popen | None = None, log: Path = Path()) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+
+    def check(self, say: Callable[[str], None]) -> None:
+        """Say once if the process has ended before training did. Costs a system call."""
+        process = self._process
+        if process is None or process.poll() is None:
+            return
+        self._process = None
+        say(
+            f"tracking with {self.name} stopped: {_last_line(self.log)} "
+            f"(see {self.log}); training goes on, metrics.jsonl has every step"
+        )
+
+    def close(self, say: Callable[[str], None], seconds: float = CLOSE_SECONDS) -> None:
+        """Let the process copy what is left, for at most `seconds`, then end it."""
+        self.check(say)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            if process.wait(seconds) != 0:
+                say(f"tracking with {self.name} failed: {_last_line(self.log)} (see {self.log})")
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the helpers that a tracker starts
+            process.wait()
+            say(f"tracking with {self.name} did not finish in {seconds:.0f} s and was ended (see {self.log})")
+
+
+def start_tracking(name: str | None, stage: StagePaths, say: Callable[[str], None]) -> Tracking:
+    """Start copying a stage's metrics.jsonl; call it on one rank, after the file is cut back to the step of a resume.
+
+    name: wandb, trackio, tensorboard or None. Raises nothing: what fails is said.
+    """
+    if name is None:
+        return Tracking()
+    log = stage.root / "tracking.log"
+    command = [sys.executable, "-m", "nanochat.training.trackers", name, str(stage.root)]
+    environ = tracker_environ(read_environ(), stage.root)
+    try:
+        stage.root.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.PIPE,  # its end tells the process that training ended, however it ended
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C on the terminal is for training
+            )
+    except OSError as error:
+        say(f"tracking with {name} cannot start: {error}; training goes on, metrics.jsonl has every step")
+        return Tracking()
+    say(f"tracking with {name}: {describe_view(name, stage.root, is_offline(environ), log)}")
+    return Tracking(name, process, log)
+
+
+def tracker_environ(environ: Mapping[str, str], stage: Path) -> dict[str, str]:
+    """The environment of the process: everything is written under the run, and offline stays offline.
+
+    A folder that the user has set for a tracker wins.
+    """
+    wandb = stage / "wandb"
+    folders = {
+        "WANDB_DIR": stage,
+        "WANDB_CACHE_DIR": wandb / "cache",
+        "WANDB_CONFIG_DIR": wandb / "config",
+        "WANDB_DATA_DIR": wandb / "data",
+        "WANDB_ARTIFACT_DIR": wandb / "artifacts",
+        "TRACKIO_DIR": stage.parent / "trackio",
+    }
+    values = {name: str(path) for name, path in folders.items()} | dict(environ)
+    for name in REMOTE_TRACKIO:
+        values.pop(name, None)
+    if is_offline(environ):
+        values["WANDB_MODE"] = "offline"
+    root = Path(__file__).parents[2]
+    if "site-packages" not in root.parts:  # a checkout whose worker was started in its own folder
+        values["PYTHONPATH"] = os.pathsep.join(filter(None, (values.get("PYTHONPATH", ""), str(root))))
+    return values
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether no socket may be opened: what the command line hands to its workers."""
+    return any(environ.get(name, "").lower() in TRUE_WORDS for name in ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE"))
+
+
+def describe_view(name: str, stage: Path, offline: bool, log: Path) -> str:
+    """What to type to see the curves."""
+    if name == "tensorboard":
+        return f"tensorboard --logdir {stage.parent}"
+    if name == "trackio":
+        return f"TRACKIO_DIR={stage.parent / 'trackio'} trackio show --project nanochat"
+    return f"wandb sync {stage / 'wandb' / 'latest-run'}" if offline else f"the page's address is in {log}"
+
+
+def _last_line(path: Path) -> str:
+    """The last words of the process: of a traceback, the error."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return "no reason was given"
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason was given")
