@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from nanochat.runtime import World, end_with_parent, open_world, pick_device, read_environ
+from nanochat.processes import end_with_parent
+from nanochat.runtime import World, open_world, pick_device, read_environ
 
 SIZES = {"cpu": (1 << 20, 64 << 20), "cuda": (1 << 20, 64 << 20, 512 << 20)}
 """Bytes of one all-reduce: latency, a layer's gradients, a model's."""
