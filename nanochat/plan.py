@@ -145,7 +145,7 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
         num_shards=num_shards,
         data_bytes=data_bytes,
         checkpoint_bytes=checkpoint,
-        disk_bytes=data_bytes + checkpoint * (settings.checkpoint.keep + 1),  # the newest is written before one goes
+        disk_bytes=data_bytes + checkpoint * count_checkpoints(settings, num_steps),
         memory_bytes=estimate_memory_bytes(config, batch.device_batch_size, world_size),
         hours=hours,
         dollars=hours * world_size * DOLLARS_PER_DEVICE_HOUR,
@@ -253,6 +253,19 @@ def estimate_memory_bytes(config: GPTConfig, rows: int, world_size: int = 1) -> 
     tokens = rows * config.context
     activations = tokens * config.n_embd * (BLOCK_BYTES * config.n_layer + OUTSIDE_BYTES)
     return 10 * params["total"] + math.ceil(4 * states / world_size) + activations
+
+
+def count_checkpoints(settings: Settings, num_steps: int | None) -> int:
+    """The most checkpoints of a stage that are on the disk at once: the newest is written before an old one goes.
+
+    num_steps: of the stage; None: not known yet, so that those of checkpoint.keep_every are not counted.
+    """
+    rule = settings.checkpoint
+    if not rule.every:
+        return 1
+    for_good = (num_steps or 0) // math.lcm(rule.every, rule.keep_every) if rule.keep_every else 0
+    count = rule.keep + 1 + rule.keep_best + for_good
+    return count if num_steps is None else min(count, math.ceil(num_steps / rule.every))
 
 
 def estimate_checkpoint_bytes(config: GPTConfig) -> int:

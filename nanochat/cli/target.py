@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "batch.device_batch_size"}
-    | {"checkpoint.every", "checkpoint.keep"}
+    | {"checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "checkpoint.keep_every"}
     | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
 )
 """Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""

@@ -98,7 +98,7 @@ def start(stage: str, invocation: Invocation, target: Target, gpus: int = 1, opt
 
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: int) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
-    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
     from nanochat.tasks.catalog import build_mixture
 
     plan = plan_base(settings, gpus) if stage == "base" else sketch_finetune(settings, stage, gpus)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: 
             )
         build_mixture(mixture, "train", settings.runtime.seed)
     check_devices(settings.runtime.device, gpus)
-    check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
+    check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
 
 

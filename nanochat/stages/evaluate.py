@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import nanochat
-from nanochat.checkpoint import write_atomically
+from nanochat.disk import write_atomically
 from nanochat.data.shards import load_manifest
 from nanochat.errors import UsageError
 from nanochat.evals.bpb import measure_bits
