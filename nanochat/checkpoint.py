@@ -8,12 +8,11 @@ optimizer: it maps names to tensors. All ranks write to one folder, so several m
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +24,7 @@ from torch import Tensor
 from nanochat.disk import check_space, disk_errors, sync_folder, write_text
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
 from nanochat.paths import StagePaths
+from nanochat.retention import select_expired
 from nanochat.runtime import World
 from nanochat.safetensors_file import write_tensors
 
@@ -76,7 +76,9 @@ def save_checkpoint(
     folder = stage.checkpoint(step)
     temporary = stage.checkpoints / f"{TEMPORARY}{folder.name}"
     num_bytes = sum(tensor.nbytes for tensor in (*optimizer.values(), *(model.values() if world.is_main else ())))
-    needed = sum(world.all_gather(num_bytes)) + SPARE_BYTES
+    shares = world.all_gather((num_bytes, bool(optimizer)))
+    needed = sum(share for share, _ in shares) + SPARE_BYTES
+    has_optimizer = any(has for _, has in shares)  # a rank without a share still writes its file: the set is whole
 
     def prepare() -> None:
         stage.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def save_checkpoint(
 
     def write_share() -> dict[str, dict]:
         files = {}
-        if optimizer:
+        if has_optimizer:
             name = _optimizer_name(world.rank, world.world_size)
             files[name] = write_tensors(temporary / name, optimizer)
         if world.is_main:
@@ -124,27 +126,6 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
-
-
-def select_expired(steps: Sequence[int], keep: int, keep_every: int = 0, best: int | None = None) -> list[int]:
-    """Which checkpoints to delete: all but the `keep` newest, the multiples of keep_every (0: none) and the best.
-
-    >>> select_expired([10, 20, 30, 40, 50], keep=2, keep_every=20, best=10)
-    [30]
-    """
-    ordered = sorted(steps)
-    kept = {*ordered[-max(keep, 1) :], best}
-    return [step for step in ordered if step not in kept and not (keep_every and step % keep_every == 0)]
-
-
-def find_best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
-    """The step with the lowest score among those that have a checkpoint; the earlier one of two; None without any.
-
-    >>> find_best([10, 20, 30], {5: 1.0, 10: 1.5, 20: 1.2})
-    20
-    """
-    scored = [step for step in sorted(steps) if step in scores]
-    return min(scored, key=lambda step: scores[step], default=None)
 
 
 def load_checkpoint(folder: Path, with_optimizer: bool = True, world: World | None = None) -> Checkpoint:
@@ -257,19 +238,19 @@ def verify_checkpoint(folder: Path) -> None:
 
 def _do_together(world: World, folder: Path, work: Callable[[], T]) -> list[T]:
     """Let every rank do its share; returns all of them, or raises on every rank where one failed."""
-    share, failure = None, None
+    outcome: T | NanochatError
     try:
         with disk_errors(folder):
-            share = work()
+            outcome = work()
     except NanochatError as error:
-        failure = error
-    outcomes = world.all_gather((share, failure))
-    if failure is not None:
-        raise failure
-    for rank, (_, error) in enumerate(outcomes):
-        if error is not None:
-            raise type(error)(f"rank {rank}: {error.message}", error.hint)
-    return [share for share, _ in outcomes]
+        outcome = error
+    outcomes = world.all_gather(outcome)
+    if isinstance(outcome, NanochatError):
+        raise outcome
+    for rank, other in enumerate(outcomes):
+        if isinstance(other, NanochatError):
+            raise type(other)(f"rank {rank}: {other.message}", other.hint)
+    return [share for share in outcomes if not isinstance(share, NanochatError)]
 
 
 def _do_nothing() -> None:
@@ -299,6 +280,9 @@ def _read_manifest(folder: Path) -> dict:
         files = manifest["files"]
         if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
             raise ValueError("files is not a table")
+        names = set(files) - {MODEL, STATE}
+        if names != {_optimizer_name(rank, len(names)) for rank in range(len(names))}:
+            raise ValueError("it does not list one optimizer file for each rank")
     except FileNotFoundError:
         raise DataError(f"{path} is missing: the checkpoint is not complete", hint) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int | str
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write_all(descriptor: int, block: bytes | memoryview) -> int:

@@ -16,7 +16,6 @@ import nanochat
 from nanochat.checkpoint import (
     Checkpoint,
     check_shared,
-    find_best,
     latest_good,
     remove_stale,
     save_checkpoint,
@@ -29,6 +28,7 @@ from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
+from nanochat.retention import find_best
 from nanochat.runtime import can_compile, name_device, peak_flops, peak_memory_bytes
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
