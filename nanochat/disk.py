@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanochat.errors import CapacityError, DataError
+from nanochat.errors import CapacityError, DataError, NanochatError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+"""What a disk does to us; any other error of the system is more likely a bug of ours."""
 MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room, then `nanochat resume`"
 
 
@@ -57,14 +60,17 @@ def check_space(folder: Path, needed_bytes: int, purpose: str) -> None:
         )
 
 
+def name_error(error: OSError, folder: Path) -> NanochatError:
+    """The sentence and the exit code for an error of the system: CapacityError for a full disk, else DataError."""
+    if error.errno in FULL:
+        return CapacityError(f"the disk of {folder} is full: {error}", MAKE_ROOM)
+    return DataError(f"{folder} cannot be written: {error}", "nanochat doctor  # mend the disk, then `nanochat resume`")
+
+
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk into CapacityError; other errors of the system into DataError."""
+    """Turn errors of the system into those of `name_error`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(f"the disk of {folder} is full: {error}", MAKE_ROOM) from error
-        raise DataError(
-            f"{folder} cannot be written: {error}", "nanochat doctor  # mend the disk, then `nanochat resume`"
-        ) from error
+        raise name_error(error, folder) from error

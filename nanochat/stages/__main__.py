@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nanochat.disk import FAILING, name_error
 from nanochat.errors import CapacityError, NanochatError
 from nanochat.runtime import (
     World,
@@ -59,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             display.fail(error)
             return error.exit_code
+        except OSError as error:  # from a write that has no sentence of its own
+            if options.debug or error.errno not in FAILING:
+                raise
+            named = name_error(error, options.settings.parent)
+            display.fail(named)
+            return named.exit_code
         except KeyboardInterrupt:
             display.finish()
             return 130
