@@ -201,10 +201,11 @@ def remove_stale(stage: StagePaths) -> int:
     return len(stale)
 
 
-def check_shared(stage: StagePaths, world: World) -> None:
+def check_shared(stage: StagePaths, world: World, seconds: float = SHARED_SECONDS) -> None:
     """Raise UsageError on every rank where one does not see the files of rank 0. Collective: every rank calls this.
 
     A checkpoint is one folder that all ranks write: the run directory of several machines must be shared.
+    seconds: to wait for a file system that shows new files late.
     """
     if world.world_size == 1:
         return
@@ -215,7 +216,7 @@ def check_shared(stage: StagePaths, world: World) -> None:
         token.touch()
 
     _do_together(world, stage.root, write_token if world.is_main else _do_nothing)
-    end = time.monotonic() + SHARED_SECONDS
+    end = time.monotonic() + seconds
     while not token.exists() and time.monotonic() < end:
         time.sleep(0.2)
     blind = [rank for rank, sees in enumerate(world.all_gather(token.exists())) if not sees]
