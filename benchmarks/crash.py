@@ -76,9 +76,7 @@ def crash(
             if ended.status == 0:
                 break
             tally.kills += 1
-            tell(
-                f"{kind}: {tally.kills} of {num_kills} kills, {stage.steps()[-1:] or [0]} of {whole.steps()[-1]} steps"
-            )
+            tell(f"{kind}: {tally.kills} of {num_kills} kills, step {max(stage.steps(), default=0)}")
         compare_ends(stage, whole)
         tally.resumed += tally.kills - kills_before
         tally.runs += 1
@@ -123,7 +121,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--random", type=int, default=100, help="kills at random moments")
     parser.add_argument("--inside-saves", type=int, default=100, help="kills inside saves")
-    parser.add_argument("--every", type=int, default=4, help="steps between two checkpoints")
+    parser.add_argument("--every", type=int, default=2, help="steps between two checkpoints")
     parser.add_argument("--set", action="append", default=[], help="settings, such as base.num_steps=100")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--home", type=Path, help="default: a temporary folder")
