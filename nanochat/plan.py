@@ -149,7 +149,7 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
         num_shards=num_shards,
         data_bytes=data_bytes,
         checkpoint_bytes=checkpoint,
-        disk_bytes=data_bytes + checkpoint * (settings.checkpoint.keep + 1),  # the newest is written before one goes
+        disk_bytes=data_bytes + checkpoint * count_checkpoints(settings, num_steps),
         memory_bytes=memory.total,
         memory=memory,
         hours=hours,
@@ -288,6 +288,19 @@ def divide_batch(name: str, total_tokens: int, rows: int, context: int, world_si
             hint,
         )
     return total_tokens // tokens
+
+
+def count_checkpoints(settings: Settings, num_steps: int | None) -> int:
+    """The most checkpoints of a stage that are on the disk at once: the newest is written before an old one goes.
+
+    num_steps: of the stage; None: not known yet, so that those of checkpoint.keep_every are not counted.
+    """
+    rule, every = settings.checkpoint, settings.checkpoint.every_steps
+    if not every and rule.every_seconds is None:
+        return 1
+    for_good = (num_steps or 0) // math.lcm(every or 1, rule.keep_every) if rule.keep_every else 0
+    count = rule.keep + 1 + rule.keep_best + for_good
+    return min(count, math.ceil(num_steps / every)) if num_steps is not None and every else count
 
 
 def estimate_checkpoint_bytes(config: GPTConfig) -> int:

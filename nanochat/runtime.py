@@ -12,13 +12,15 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import UsageError
+
+T = TypeVar("T")
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -73,6 +75,14 @@ class World:
     def smallest(self, number: int) -> int:
         """The smallest of all ranks' numbers. Collective: every rank calls this."""
         return -self.largest(-number)
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's small picklable value, in the order of the ranks. Collective: every rank calls this."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def close(self) -> None:
         """Leave the process group. Collective: every rank calls this."""

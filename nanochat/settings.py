@@ -142,6 +142,10 @@ class CheckpointSettings(Section):
     """Between two checkpoints: steps, or a time such as "15 min"; 0: only at the end."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints of a stage that are kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest validation bits per byte, of those that were evaluated."""
+    keep_every: int = Field(default=0, ge=0)
+    """Also keep each checkpoint whose step is a multiple of this, for good; 0: none."""
 
     @property
     def every_steps(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat import __version__
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
-from nanochat.errors import CapacityError, MissingError, UsageError
+from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "runtime.hang_seconds"}
-    | {"runtime.track", "batch.device_batch_size", "checkpoint.every", "checkpoint.keep"}
+    | {"runtime.track", "batch.device_batch_size"}
+    | {f"checkpoint.{name}" for name in ("every", "keep", "keep_best", "keep_every")}
     | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
 )
 """Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""
@@ -191,8 +192,10 @@ def write_target(invocation: Invocation, target: Target) -> None:
         environment = target.run.root / "environment.json"
         environment.write_text(json.dumps(describe_environment(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if error.errno == errno.EIO:
+            raise DataError(f"{target.run.root} cannot be written: {error.strerror}", "nanochat doctor") from None
         raise UsageError(f"cannot write {target.run.root}: {error.strerror}", "--home DIR") from None
 
 

@@ -115,7 +115,7 @@ def start(
 
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
-    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
     from nanochat.tasks.catalog import build_mixture
 
     if stage == "base":
@@ -131,7 +131,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
         build_mixture(mixture, "train", settings.runtime.seed)
     check_devices(settings.runtime.device, cluster.gpus)
     check_tracker(settings.runtime.track)
-    check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
+    check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
 
 

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import torch
 
+from nanochat.disk import FAILING, name_error
 from nanochat.errors import NanochatError
 from nanochat.paths import RunPaths
 from nanochat.processes import end_with_parent
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ) as display,
     ):
         try:
-            return _run(options, rank, watch, display)
+            with _disk_errors(options):
+                return _run(options, rank, watch, display)
         except NanochatError as error:
             if options.debug:
                 traceback.print_exc()
@@ -122,6 +124,17 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
                     RUN_STAGE[options.stage](job, display)
         world.close()
     return 0
+
+
+@contextlib.contextmanager
+def _disk_errors(options: argparse.Namespace) -> Iterator[None]:
+    """Turn the error of a write that has no sentence of its own into one that has."""
+    try:
+        yield
+    except OSError as error:
+        if options.debug or error.errno not in FAILING:
+            raise
+        raise name_error(error, options.settings.parent) from error
 
 
 @contextlib.contextmanager

@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 
 import nanochat
-from nanochat.checkpoint import Checkpoint, latest_good, remove_stale, save_checkpoint, write_atomically
-from nanochat.errors import NumericalError, StoppedError, UsageError
+from nanochat.checkpoint import (
+    Checkpoint,
+    check_shared,
+    latest_good,
+    remove_stale,
+    save_checkpoint,
+)
+from nanochat.disk import write_atomically
+from nanochat.errors import DataError, NumericalError, StoppedError, UsageError
 from nanochat.evals.bpb import measure_bits
 from nanochat.evals.samples import Sample
 from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
+from nanochat.retention import find_best
 from nanochat.runtime import can_compile, name_device, peak_flops
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
@@ -76,6 +84,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     """
     world, paths, settings = job.world, job.run.stage(course.stage), course.settings
     memory = MemoryWatch(job, course.config)
+    check_shared(paths, world)
     if world.is_main:
         remove_stale(paths)
     world.barrier()
@@ -87,7 +96,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         write_atomically(paths.plan, json.dumps(course.plan, indent=1))
         paths.result.unlink(missing_ok=True)
     world.barrier()
-    state.best = min((r["val_bpb"] for r in metrics.read() if r.get("val_bpb") is not None), default=None)
+    state.best = min(metrics.values("val_bpb").values(), default=None)
     loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:
         display.say("the data changed: it goes on at about the same place, not exactly")
@@ -110,6 +119,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             "source": course.source,
         }
         state.cursor = loader.cursor()
+        scores: dict[int, float] = {}
+        if world.is_main:
+            metrics.sync()
+            scores = metrics.values("val_bpb")
+        rule = job.settings.checkpoint
         save_checkpoint(
             paths,
             state.step,
@@ -117,8 +131,10 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             optimizer.named_state(),
             state.to_dict(),
             meta,
-            job.settings.checkpoint.keep,
+            rule.keep,
             world,
+            keep_every=rule.keep_every,
+            best=find_best(paths.steps(), scores) if rule.keep_best else None,
         )
 
     def evaluate(state: TrainState) -> None:
@@ -192,7 +208,12 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
 def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:
     """The model, the optimizer and the state of the newest good checkpoint, or fresh ones."""
     world, paths, settings = job.world, job.run.stage(course.stage), course.settings
-    found = latest_good(paths, display.say, world=world)
+    try:
+        found = latest_good(paths, display.say, world=world)
+    except DataError:  # nothing is left of what the result speaks of: the stage is to be trained again
+        if world.is_main:
+            paths.result.unlink(missing_ok=True)
+        raise
     model = build_model(course.config, world.device, job.dtype)
     state = TrainState()
     if found is not None:
@@ -291,6 +312,7 @@ def _write_result(
         "loss": state.smoothed_loss,
         "val_bpb": metrics.value_at(state.step, "val_bpb"),
         "best_val_bpb": state.best,
+        "best_checkpoint": find_best(job.run.stage(course.stage).steps(), metrics.values("val_bpb")),
         "skipped": state.skipped,
         "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
         "num_params": count_params(course.config)["total"],

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from nanochat.checkpoint import write_atomically
+from nanochat.disk import write_atomically
 from nanochat.errors import CapacityError
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows

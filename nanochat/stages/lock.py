@@ -3,8 +3,9 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from nanochat.disk import disk_errors
 from nanochat.errors import UsageError
 from nanochat.paths import RunPaths
 
@@ -15,8 +16,10 @@ def lock_run(run: RunPaths) -> Iterator[None]:
 
     The system releases it when the process ends, however it ends, so there is no stale lock to clean up.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    with run.lock.open("a+", encoding="utf-8") as file:
+    with disk_errors(run.root):
+        run.root.mkdir(parents=True, exist_ok=True)
+        file = run.lock.open("a+", encoding="utf-8")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -26,12 +29,11 @@ def lock_run(run: RunPaths) -> Iterator[None]:
                 f"run {run.name!r} is in use by process {holder}",
                 f"nanochat runs show {run.name}  # or wait for it to end",
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with disk_errors(run.root):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         try:
             yield
         finally:
-            file.seek(0)
-            file.truncate()
+            with suppress(OSError):  # the name of a process that has ended does no harm
+                os.ftruncate(file.fileno(), 0)

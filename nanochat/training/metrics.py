@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from nanochat.disk import disk_errors, write_atomically
+
 SMOOTHING = 0.9  # of the running mean: its memory is about ten logged steps
 
 
@@ -15,10 +17,22 @@ class MetricsFile:
         self.path = path
 
     def append(self, record: dict) -> None:
-        """Write one line and flush it; numbers that JSON does not know become null."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+        """Write one line and flush it; numbers that JSON does not know become null.
+
+        Raises CapacityError where the disk is full and DataError where it fails: a run without its record is no run,
+        and it loses nothing, for a resume takes the steps since the newest checkpoint again.
+        """
+        with disk_errors(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+
+    def sync(self) -> None:
+        """Bring every line down to the disk: before a checkpoint, which must not know more steps than the record."""
+        with disk_errors(self.path.parent):
+            if self.path.is_file():
+                with self.path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def read(self) -> list[dict]:
         """Every whole record; a line that a crash cut short is left out."""
@@ -38,18 +52,19 @@ class MetricsFile:
         """Forget everything after `step`: the steps that a resumed run takes again."""
         if not self.path.is_file():
             return
-        kept = [record for record in self.read() if record["step"] <= step]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        kept = [json.dumps(record) for record in self.read() if record["step"] <= step]
+        if kept:
+            write_atomically(self.path, "\n".join(kept))
+        else:
+            self.path.unlink()
 
     def value_at(self, step: int, key: str) -> float | None:
         """The last value of `key` that was written for `step`."""
-        values = [record[key] for record in self.read() if record["step"] == step and record.get(key) is not None]
-        return values[-1] if values else None
+        return self.values(key).get(step)
+
+    def values(self, key: str) -> dict[int, float]:
+        """The last value of `key` by step, where one was written."""
+        return {record["step"]: record[key] for record in self.read() if record.get(key) is not None}
 
 
 def smooth(previous: float | None, value: float) -> float:

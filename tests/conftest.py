@@ -1,4 +1,4 @@
-"""A tiny run, trained once for all tests of the stages."""
+"""A tiny run, trained once for all tests of the stages and of faults."""
 
 import json
 import shutil

@@ -1,0 +1,76 @@
+"""Writes that a crash cannot halve, and the sentences for a disk that is full or failing.
+
+Standard library only; knows no checkpoint and no run.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanochat.errors import CapacityError, DataError, NanochatError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+"""What a disk does to us; any other error of the system is more likely a bug of ours."""
+MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room, then `nanochat resume`"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file in one step: a reader sees the old text or the new, never a part.
+
+    Raises CapacityError where the disk is full and DataError where it fails otherwise; the old text is then kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_text(temporary, text)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text and its final newline, down to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder down to the disk: without it, a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise CapacityError where the disk has less room than `purpose` needs."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise CapacityError(
+            f"{purpose} needs {needed_bytes / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free", MAKE_ROOM
+        )
+
+
+def name_error(error: OSError, folder: Path) -> NanochatError:
+    """The sentence and the exit code for an error of the system: CapacityError for a full disk, else DataError."""
+    if error.errno in FULL:
+        return CapacityError(f"the disk of {folder} is full: {error}", MAKE_ROOM)
+    return DataError(f"{folder} cannot be written: {error}", "nanochat doctor  # mend the disk, then `nanochat resume`")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the system into those of `name_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise name_error(error, folder) from error
