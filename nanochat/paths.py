@@ -87,6 +87,10 @@ class RunPaths:
     def stage(self, stage: str) -> StagePaths:
         return StagePaths(self.root / stage)
 
+    def logs(self, stage: str) -> Path:
+        """What the processes of a stage print and what became of each (ranks.py)."""
+        return self.root / "logs" / stage
+
 
 @dataclass(frozen=True)
 class ModelPath:

@@ -4,24 +4,21 @@ Knows neither models nor settings. Peak rates are the makers' dense bf16 figures
 """
 
 import contextlib
-import ctypes
 import os
 import resource
 import shutil
-import signal
 import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import UsageError
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -269,21 +266,41 @@ def use_all_cores() -> int:
     return torch.get_num_threads()
 
 
-def count_local_processes() -> int:
-    """Processes of this training on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class Rank:
+    """Which process of a launch this is, before a World is open. is_managed: torchrun started it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    is_managed: bool = False
 
 
-def end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies, so that a worker whose launcher was killed saves and stops."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+def read_rank() -> Rank:
+    """What torchrun has put into the environment; alone without it."""
+    numbers = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)
+    return Rank(*numbers, is_managed="TORCHELASTIC_RUN_ID" in os.environ)
 
 
-def is_main_process() -> bool:
-    """True on rank 0, before a World is open."""
-    return os.environ.get("RANK", "0") == "0"
+_RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1"))
+
+
+def redirect_output(path: Path) -> None:
+    """Append what this process prints from now on to a file, whoever prints it: Python, NCCL, a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+def open_terminal(path: str) -> TextIO | None:
+    """A stream onto the terminal (or pipe, or file) of the launcher; None where there is none any more."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        return open(descriptor, "w", encoding="utf-8", errors="replace")
+    return None
 
 
 def open_world(device: torch.device) -> World:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 GPT4_STYLE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+MINUTES = r"^[0-9]+(\.[0-9]+)? ?(m|min|minutes)$"
 
 
 class Section(BaseModel):
@@ -137,10 +138,20 @@ class EvalSettings(Section):
 class CheckpointSettings(Section):
     """What survives."""
 
-    every: int = Field(default=250, ge=0)
-    """Steps between two checkpoints; 0: only at the end."""
+    every: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=MINUTES)] = 250
+    """Between two checkpoints: steps, or a time such as "15 min"; 0: only at the end."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints of a stage that are kept."""
+
+    @property
+    def every_steps(self) -> int:
+        """Steps between two checkpoints; 0 where it is a time, or never."""
+        return self.every if isinstance(self.every, int) else 0
+
+    @property
+    def every_seconds(self) -> float | None:
+        """Seconds between two checkpoints; None where it is a number of steps."""
+        return None if isinstance(self.every, int) else 60 * float(self.every.split("m")[0])
 
 
 class RuntimeSettings(Section):
@@ -156,6 +167,8 @@ class RuntimeSettings(Section):
     """Seed of initialisation, data order and sampling."""
     log_every: int = Field(default=1, ge=1)
     """Steps between two log lines."""
+    hang_seconds: float = Field(default=600, gt=0)
+    """With several processes: seconds without progress after which those that are waited for are named and all end."""
 
 
 class Settings(Section):

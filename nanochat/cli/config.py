@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.cli.console import format_table
-from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.launch import ALONE
+from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_target
-from nanochat.cli.train import check_devices
+from nanochat.cli.torchrun import Cluster
 
 app = new_group("See and check settings.")
 
@@ -47,21 +48,20 @@ def validate(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
     from nanochat.plan import plan_base, sketch_finetune
     from nanochat.tasks.catalog import build_mixture, build_task
 
     settings, _ = resolve(invocation, preset, config, overrides, run)
-    plan_base(settings, gpus)
+    plan_base(settings, cluster.world_size)
     for stage in ("mid", "sft"):
-        sketch_finetune(settings, stage, gpus)
+        sketch_finetune(settings, stage, cluster.world_size)
         if mixture := getattr(settings, stage).mixture:
             build_mixture(mixture, "train", settings.runtime.seed)
     for name in settings.eval.tasks:
         build_task(name, "test", 1)
-    check_devices(settings.runtime.device, gpus)
     if invocation.as_json:
         invocation.console.show_json({"valid": True})
     else:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.cli.console import format_table
-from nanochat.cli.options import Gpus, Invocation, Overrides, command, new_group
+from nanochat.cli.launch import ALONE
+from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
+from nanochat.cli.torchrun import Cluster
 from nanochat.cli.train import check_devices, start
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath, RunPaths
@@ -21,24 +23,32 @@ Model = Annotated[
 
 
 @command(app, "bpb", "nanochat eval bpb demo/base")
-def evaluate_bpb(invocation: Invocation, model: Model = None, overrides: Overrides = None, gpus: Gpus = 1) -> int:
+def evaluate_bpb(
+    invocation: Invocation, model: Model = None, overrides: Overrides = None, cluster: Cluster = ALONE
+) -> int:
     """Bits per byte on the validation text."""
-    return evaluate("bpb", invocation, model, overrides, gpus)
+    return evaluate("bpb", invocation, model, overrides, cluster)
 
 
 @command(app, "chat", "nanochat eval chat demo/sft")
-def evaluate_chat(invocation: Invocation, model: Model = None, overrides: Overrides = None, gpus: Gpus = 1) -> int:
+def evaluate_chat(
+    invocation: Invocation, model: Model = None, overrides: Overrides = None, cluster: Cluster = ALONE
+) -> int:
     """The chat tasks of eval.tasks."""
-    return evaluate("chat", invocation, model, overrides, gpus)
+    return evaluate("chat", invocation, model, overrides, cluster)
 
 
 @command(app, "all", "nanochat eval all demo")
-def evaluate_all(invocation: Invocation, model: Model = None, overrides: Overrides = None, gpus: Gpus = 1) -> int:
+def evaluate_all(
+    invocation: Invocation, model: Model = None, overrides: Overrides = None, cluster: Cluster = ALONE
+) -> int:
     """Every score that suits the model."""
-    return evaluate("all", invocation, model, overrides, gpus)
+    return evaluate("all", invocation, model, overrides, cluster)
 
 
-def evaluate(score: str, invocation: Invocation, model: str | None, overrides: list[str] | None, gpus: int) -> int:
+def evaluate(
+    score: str, invocation: Invocation, model: str | None, overrides: list[str] | None, cluster: Cluster
+) -> int:
     """Find the model, run the evaluation, show what it wrote."""
     from nanochat.tasks.catalog import build_task
 
@@ -52,9 +62,9 @@ def evaluate(score: str, invocation: Invocation, model: str | None, overrides: l
         build_task(name, "test", 1)
     if score != "chat":
         check_dataset(invocation, target.settings.data.dataset)
-    check_devices(target.settings.runtime.device, gpus)
+    check_devices(target.settings.runtime.device, cluster.gpus)
     options = ("--of", f"{found.stage}@{found.step}", "--score", score, *override_options(target))
-    code = start("evaluate", invocation, replace(target, changed={}), gpus, options)  # the run's settings stay
+    code = start("evaluate", invocation, replace(target, changed={}), cluster, options)  # the run's settings stay
     if code or invocation.dry_run:
         return code
     show_scores(invocation, [item for item in list_scores(found.run) if item.get("stage") == found.stage])

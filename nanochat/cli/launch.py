@@ -4,15 +4,30 @@ The child gets the run's settings.json and nothing else; this process loads no t
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from nanochat.errors import CapacityError
+from nanochat.cli.torchrun import (
+    Cluster,
+    find_interface,
+    find_local_address,
+    name_terminal,
+    run_ranks,
+    torchrun_command,
+)
+from nanochat.errors import CapacityError, UsageError
+from nanochat.paths import RunPaths
+from nanochat.processes import end_with_parent
+
+ALONE = Cluster()
+HANDED_ON = ("SIGTERM", "SIGUSR1", "SIGHUP")
 
 OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
 DEFAULT_HOME = "~/.cache/nanochat"
@@ -36,21 +51,39 @@ def resolve_home(option: Path | None, environ: Mapping[str, str]) -> Path:
     return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
 
 
+def count_gpus(wish: str, device: str, environ: Mapping[str, str]) -> int:
+    """Devices of `--gpus N|all`. Raises UsageError for another word, and for `all` where there is nothing to count."""
+    if wish != "all":
+        try:
+            return int(wish)
+        except ValueError:
+            raise UsageError(f"--gpus {wish!r} is neither a number nor all", "--gpus 1") from None
+    from nanochat.report.environment import gpu_names
+
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(gpu_names()) if visible is None else len([name for name in visible.split(",") if name.strip()])
+    if device == "cpu" or not found:
+        raise UsageError("--gpus all, but there is no GPU to count", "--device cpu --gpus 2")
+    return found
+
+
 def is_offline(option: bool, environ: Mapping[str, str]) -> bool:
     """Whether no socket may be opened."""
     return option or any(environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
 
 
-def stage_command(stage: str, settings: Path, gpus: int = 1, options: Sequence[str] = ()) -> list[str]:
-    """The command line of a stage's worker, under torchrun where there are several devices.
+def stage_command(
+    stage: str, settings: Path, cluster: Cluster = ALONE, options: Sequence[str] = (), local_address: str = ""
+) -> list[str]:
+    """The command line of a stage's worker, under torchrun where there are several processes.
 
     >>> stage_command("base", Path("s.json"))[1:]
     ['-m', 'nanochat.stages', 'base', 's.json']
     """
     worker = ["-m", "nanochat.stages", stage, str(settings), *options]
-    if gpus == 1:
+    if cluster.is_alone:
         return [sys.executable, *worker]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", *worker]
+    return torchrun_command(worker, cluster, f"{settings.absolute().parent.name}-{stage}", local_address)
 
 
 def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool = True) -> dict[str, str]:
@@ -70,10 +103,12 @@ def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool
 def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Run a command to its end and return its exit code; 128 + the signal where one ended it.
 
-    Ctrl-C reaches the child through the terminal and SIGTERM is handed on: it is the child that saves and stops.
+    Ctrl-C reaches the child through the terminal, other requests to stop are handed on: the child saves and stops.
     Raises CapacityError where the system killed it.
     """
-    process = subprocess.Popen(command, env=dict(environ) if environ is not None else None)
+    process = subprocess.Popen(
+        command, env=dict(environ) if environ is not None else None, preexec_fn=partial(end_with_parent, os.getpid())
+    )
     with _handing_on(process):
         while True:
             try:
@@ -93,13 +128,30 @@ def launch_stage(
     stage: str,
     settings: Path,
     *,
-    gpus: int = 1,
+    cluster: Cluster = ALONE,
     options: Sequence[str] = (),
     offline: bool = False,
     color: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
-    """Run one stage of a run in a child process; returns its exit code. The child has shown its own errors."""
-    return run_child(stage_command(stage, settings, gpus, options), child_environ(os.environ, offline, color))
+    """Run one stage of a run to its end; returns its exit code.
+
+    One process has shown its own errors. Where several were started, the error of the one that failed first is raised.
+    """
+    environ = child_environ(os.environ, offline, color)
+    run = RunPaths(settings.absolute().parent)
+    resume = shlex.join(["nanochat", "resume", run.name, *cluster.options()])
+    options = [*options, "--resume", resume]
+    if cluster.is_alone:
+        return run_child(stage_command(stage, settings, cluster, options), environ)
+    address = ""
+    if cluster.nodes > 1:
+        address = find_local_address(cluster.rdzv_endpoint)
+        environ.setdefault("GLOO_SOCKET_IFNAME", find_interface(address))
+        say(f"node {cluster.node_rank} of {cluster.nodes}: meeting the others at {cluster.rdzv_endpoint}")
+    command = stage_command(stage, settings, cluster, [*options, "--terminal", name_terminal()], address)
+    code = run_ranks(command, environ, run.logs(stage), stage, resume, say, is_host=cluster.node_rank == 0)
+    return code
 
 
 @contextmanager
@@ -107,8 +159,11 @@ def _handing_on(process: subprocess.Popen) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    numbers = [getattr(signal, name) for name in HANDED_ON if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {n: signal.signal(n, lambda number, _frame: process.send_signal(number)) for n in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,15 +6,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from nanochat.cli.console import Console
-from nanochat.cli.launch import is_offline, read_environ, resolve_home
+from nanochat.cli.launch import count_gpus, is_offline, read_environ, resolve_home
+from nanochat.cli.torchrun import Cluster
 from nanochat.errors import UsageError
 from nanochat.paths import Workspace
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Preset = Annotated[str | None, typer.Option("--preset", help="A preset by name: nanochat presets ls.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings, over the preset.")]
 Overrides = Annotated[
@@ -23,7 +25,26 @@ Overrides = Annotated[
 RunName = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="The run; default: the preset's name, else the newest run.")
 ]
-Gpus = Annotated[int, typer.Option("--gpus", help="Devices to train on.")]
+
+LAUNCH_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "gpus": (Annotated[str, typer.Option("--gpus", metavar="N|all", help="Processes, one a device.")], "1"),
+    "device": (
+        Annotated[Device | None, typer.Option("--device", help="Short for --set runtime.device=...", metavar="DEVICE")],
+        None,
+    ),
+    "nodes": (Annotated[int, typer.Option("--nodes", metavar="N", help="Machines that train together.")], 1),
+    "node_rank": (Annotated[int, typer.Option("--node-rank", metavar="N", help="Which of them this is, from 0.")], 0),
+    "rdzv_endpoint": (
+        Annotated[str, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where they meet: on node 0.")],
+        "",
+    ),
+    "max_restarts": (
+        Annotated[int, typer.Option("--max-restarts", metavar="N", help="Start again after a crash, so often.")],
+        0,
+    ),
+}
+"""How a stage is started: what a command gets that takes a `cluster` (and `overrides`, where --device goes)."""
+
 
 GLOBAL_OPTIONS: dict[str, Any] = {
     "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")],
@@ -86,17 +107,31 @@ def new_group(help: str) -> typer.Typer:
 def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], Callable]:
     """Register a function that takes an Invocation first; it returns None or an exit code.
 
-    The global options are added to its signature, so that they work after the subcommand.
+    The global options are added to its signature, so that they work after the subcommand, and where it takes a
+    `cluster` the launch options in its place.
     """
 
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(**values: Any) -> int:
             shared = {key: values.pop(key) for key in GLOBAL_OPTIONS}
-            return function(build_invocation(**shared), **values) or 0
+            invocation = build_invocation(**shared)
+            if launches:
+                launch = {key: values.pop(key) for key in LAUNCH_OPTIONS}
+                values["cluster"], overrides = build_cluster(**launch)
+                values["overrides"] = [*(values["overrides"] or ()), *overrides]
+            return function(invocation, **values) or 0
 
         signature = inspect.signature(function)
         own = list(signature.parameters.values())[1:]
+        launches = "cluster" in signature.parameters
+        if launches:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            own = [parameter for parameter in own if parameter.name != "cluster"]
+            own += [
+                inspect.Parameter(key, keyword, default=default, annotation=kind)
+                for key, (kind, default) in LAUNCH_OPTIONS.items()
+            ]
         added = [
             inspect.Parameter(
                 key, inspect.Parameter.KEYWORD_ONLY, default=None if key == "home" else False, annotation=kind
@@ -125,6 +160,15 @@ def build_invocation(
         home=resolve_home(home, environ),
         console=Console(quiet=flags.get("quiet", False), color=color),
     )
+
+
+def build_cluster(
+    gpus: str, device: Device | None, nodes: int, node_rank: int, rdzv_endpoint: str, max_restarts: int
+) -> tuple[Cluster, list[str]]:
+    """The launch options as a Cluster, and the settings that they stand for."""
+    overrides = [f"runtime.device={device}"] if device else []
+    count = count_gpus(gpus, device or "auto", read_environ())
+    return Cluster(count, nodes, node_rank, rdzv_endpoint, max_restarts).check(), overrides
 
 
 def move_global_options(words: Sequence[str]) -> list[str]:

@@ -8,8 +8,10 @@ import typer
 
 from nanochat.cli.config import resolve
 from nanochat.cli.console import format_table
-from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command
+from nanochat.cli.launch import ALONE
+from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
+from nanochat.cli.torchrun import Cluster
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,7 @@ def plan(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
     from nanochat.plan import plan_base, sketch_finetune
@@ -30,8 +32,8 @@ def plan(
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
     settings, _ = resolve(invocation, preset, config, overrides, run)
-    base = plan_base(settings, gpus)
-    finetunes = [sketch_finetune(settings, stage, gpus) for stage in ("mid", "sft")]
+    base = plan_base(settings, cluster.world_size)
+    finetunes = [sketch_finetune(settings, stage, cluster.world_size) for stage in ("mid", "sft")]
     if invocation.as_json:
         plans = [asdict(item) for item in (base, *finetunes)]
         invocation.console.show_json(dict(zip(("base", "mid", "sft"), plans, strict=True)))
@@ -44,7 +46,7 @@ def plan(
     )
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
-    words = [*target_options(preset, config, run, overrides), *(("--gpus", str(gpus)) if gpus > 1 else ())]
+    words = [*target_options(preset, config, run, overrides), *cluster.options()]
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 
 

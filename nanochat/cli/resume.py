@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli.options import Gpus, Invocation, Overrides, command
+from nanochat.cli.launch import ALONE
+from nanochat.cli.options import Invocation, Overrides, command
 from nanochat.cli.target import choose_run, choose_target, has_started, is_done
+from nanochat.cli.torchrun import Cluster
 from nanochat.cli.train import train
 from nanochat.errors import MissingError
 from nanochat.paths import RunPaths
@@ -21,7 +23,7 @@ def resume(
     invocation: Invocation,
     run: Annotated[str | None, typer.Argument(help="The run; default: the newest interrupted one.")] = None,
     overrides: Overrides = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> int:
     """Continue the stage that was interrupted, from its newest good checkpoint."""
     paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
@@ -33,7 +35,7 @@ def resume(
             f"nanochat run --run {paths.name}",
         )
     invocation.console.say(f"resuming {stage} of run {paths.name}")
-    return train(stage, invocation, choose_target(invocation, run=paths.name, overrides=overrides), gpus)
+    return train(stage, invocation, choose_target(invocation, run=paths.name, overrides=overrides), cluster)
 
 
 def find_interrupted(run: RunPaths) -> str | None:

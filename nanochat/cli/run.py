@@ -3,9 +3,11 @@
 import typer
 
 from nanochat.cli.eval import are_scores_done, list_scores
-from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command
+from nanochat.cli.launch import ALONE
+from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
+from nanochat.cli.torchrun import Cluster
 from nanochat.cli.train import check_stage, describe_result, start
 
 STAGES = ("tokenizer", "base", "mid", "sft")
@@ -21,15 +23,15 @@ def run_pipeline(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> int:
     """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, report. Finished stages are skipped."""
     target = choose_target(invocation, preset, config, overrides, run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
-        check_stage(stage, invocation, target.settings, gpus)
+        check_stage(stage, invocation, target.settings, cluster)
     if not invocation.dry_run and not all(is_done(target.run, stage) for stage in STAGES[:2]):
         check_dataset(invocation, target.settings.data.dataset)
-    code = run_stages(invocation, target, gpus)
+    code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
     written = write_report(target.run)
@@ -45,14 +47,14 @@ def run_pipeline(
     return 0
 
 
-def run_stages(invocation: Invocation, target: Target, gpus: int) -> int:
+def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Tokenizer, base, mid, sft and eval in order, up to the first that fails; returns its exit code."""
     trained = False
     for stage in STAGES:
         if is_done(target.run, stage):
             invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
             continue
-        code = start(stage, invocation, target, 1 if stage == "tokenizer" else gpus)
+        code = start(stage, invocation, target, ALONE if stage == "tokenizer" else cluster)
         if code:
             return code
         trained = True
@@ -60,4 +62,4 @@ def run_stages(invocation: Invocation, target: Target, gpus: int) -> int:
     if not trained and are_scores_done(target.run, target.settings.eval.tasks):
         invocation.console.say("eval is done, skipped")
         return 0
-    return start("evaluate", invocation, target, gpus)
+    return start("evaluate", invocation, target, cluster)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from nanochat.settings import Settings
 
 FREE = frozenset(
-    {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "batch.device_batch_size"}
-    | {"checkpoint.every", "checkpoint.keep"}
+    {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "runtime.hang_seconds"}
+    | {"batch.device_batch_size", "checkpoint.every", "checkpoint.keep"}
     | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
 )
 """Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""

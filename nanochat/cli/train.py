@@ -1,10 +1,12 @@
 """`nanochat train base | mid | sft`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.cli.launch import launch_stage, stage_command
-from nanochat.cli.options import Config, Gpus, Invocation, Overrides, Preset, RunName, command, new_group
+from nanochat.cli.launch import ALONE, launch_stage, stage_command
+from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
+from nanochat.cli.torchrun import Cluster
 from nanochat.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +25,10 @@ def train_base(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> int:
     """Pretrain the base model on packed documents."""
-    return train("base", invocation, choose_target(invocation, preset, config, overrides, run), gpus)
+    return train("base", invocation, choose_target(invocation, preset, config, overrides, run), cluster)
 
 
 @command(app, "mid", "nanochat train mid --run d20 --gpus 8")
@@ -36,10 +38,10 @@ def train_mid(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> int:
     """Midtrain the base model on conversations and tool calls."""
-    return train("mid", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+    return train("mid", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), cluster)
 
 
 @command(app, "sft", "nanochat train sft --run d20")
@@ -49,16 +51,16 @@ def train_sft(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
-    gpus: Gpus = 1,
+    cluster: Cluster = ALONE,
 ) -> int:
     """Fine-tune the midtrained model on a smaller mixture, at a fraction of the rates."""
-    return train("sft", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), gpus)
+    return train("sft", invocation, choose_target(invocation, preset, config, overrides, run, newest=True), cluster)
 
 
-def train(stage: str, invocation: Invocation, target: Target, gpus: int) -> int:
+def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Check a training stage, start it, and show its result and the next command."""
     run = target.run
-    check_stage(stage, invocation, target.settings, gpus)
+    check_stage(stage, invocation, target.settings, cluster)
     if is_done(run, stage):
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
     else:
@@ -71,7 +73,7 @@ def train(stage: str, invocation: Invocation, target: Target, gpus: int) -> int:
             )
         if stage == "base":
             check_dataset(invocation, target.settings.data.dataset)
-        code = start(stage, invocation, target, gpus)
+        code = start(stage, invocation, target, cluster)
         if code or invocation.dry_run:
             return code
     if invocation.as_json:
@@ -81,10 +83,12 @@ def train(stage: str, invocation: Invocation, target: Target, gpus: int) -> int:
     return 0
 
 
-def start(stage: str, invocation: Invocation, target: Target, gpus: int = 1, options: tuple[str, ...] = ()) -> int:
+def start(
+    stage: str, invocation: Invocation, target: Target, cluster: Cluster = ALONE, options: tuple[str, ...] = ()
+) -> int:
     """Write the settings and run the stage's worker; a dry run shows what would be started."""
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
-    shown = " ".join(stage_command(stage, target.run.settings, gpus, flags))
+    shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
     if invocation.dry_run:
         invocation.console.show(shown)
         return 0
@@ -92,17 +96,25 @@ def start(stage: str, invocation: Invocation, target: Target, gpus: int = 1, opt
     if invocation.verbose:
         invocation.console.say(shown)
     return launch_stage(
-        stage, target.run.settings, gpus=gpus, options=flags, offline=invocation.offline, color=invocation.color
+        stage,
+        target.run.settings,
+        cluster=cluster,
+        options=flags,
+        offline=invocation.offline,
+        color=invocation.color,
+        say=invocation.console.say,
     )
 
 
-def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: int) -> Any:
+def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.plan import plan_base, sketch_finetune
     from nanochat.tasks.catalog import build_mixture
 
-    plan = plan_base(settings, gpus) if stage == "base" else sketch_finetune(settings, stage, gpus)  # type: ignore[arg-type]
-    if stage != "base":
+    if stage == "base":
+        plan: Any = plan_base(settings, cluster.world_size)
+    else:
+        plan = sketch_finetune(settings, stage, cluster.world_size)  # type: ignore[arg-type]
         mixture = getattr(settings, stage).mixture
         if not mixture:
             raise UsageError(
@@ -110,19 +122,20 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", gpus: 
                 f"--set {stage}.mixture=letters:5000,identity",
             )
         build_mixture(mixture, "train", settings.runtime.seed)
-    check_devices(settings.runtime.device, gpus)
+    check_devices(settings.runtime.device, cluster.gpus)
     check_disk(invocation, plan.checkpoint_bytes * (settings.checkpoint.keep + 1))
     return plan
 
 
 def check_devices(device: str, gpus: int) -> None:
-    """Raise UsageError where fewer GPUs are there than asked for; a machine without any may use processes instead."""
-    if gpus > 1 and device in ("auto", "cuda"):
+    """Raise UsageError where this machine has fewer GPUs than processes, one each. Without any: --device cpu."""
+    if gpus > 1 and device in ("auto", "cuda") and not Path("/dev/kfd").exists():  # AMD's are not counted here
         from nanochat.report.environment import gpu_names
 
         found = len(gpu_names())
-        if 0 < found < gpus:
-            raise UsageError(f"--gpus {gpus}, but this machine has {found}", f"--gpus {found}")
+        if found < gpus:
+            hint = f"--gpus {found}" if found else f"--device cpu --gpus {gpus}"
+            raise UsageError(f"--gpus {gpus}, but this machine has {found or 'none'}", hint)
 
 
 def describe_result(stage: str, result: dict[str, Any]) -> str:

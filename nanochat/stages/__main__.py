@@ -5,20 +5,28 @@ Runs one stage to its result and turns what went wrong into a sentence and an ex
 
 import argparse
 import contextlib
+import faulthandler
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from nanochat.errors import NanochatError
+from nanochat.paths import RunPaths
+from nanochat.processes import end_with_parent
+from nanochat.ranks import log_path
 from nanochat.runtime import (
-    end_with_parent,
-    is_main_process,
+    Rank,
+    open_terminal,
     open_world,
     pick_device,
     pick_dtype,
     prepare_compile,
+    read_rank,
+    redirect_output,
     use_all_cores,
 )
 from nanochat.stages.base import run_base
@@ -30,13 +38,52 @@ from nanochat.stages.lock import lock_run
 from nanochat.stages.mid import run_mid
 from nanochat.stages.sft import run_sft
 from nanochat.stages.tokenizer import run_tokenizer
+from nanochat.stages.watch import RankWatch
+from nanochat.training.stop import INTERRUPTED, StopRequests
 
 RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft}
 SCORES = ("all", "bpb", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit code."""
+    """Run one stage; returns the exit code. A process that torchrun started ends here where the stage fails."""
+    options = _build_parser().parse_args(arguments)
+    rank, folder = read_rank(), RunPaths(options.settings.absolute().parent).logs(options.stage)
+    terminal = None
+    if rank.is_managed:
+        redirect_output(log_path(folder, rank.rank))
+        terminal = open_terminal(options.terminal) if rank.rank == 0 else None
+        faulthandler.enable()
+    with (
+        RankWatch(folder, rank.rank, rank.world_size, rank.is_managed) as watch,
+        _open_log(folder, options) as log,
+        Display(
+            quiet=options.quiet or (rank.is_managed and terminal is None),
+            stream=terminal,
+            log=log,
+        ) as display,
+    ):
+        try:
+            return _run(options, rank, watch, display)
+        except NanochatError as error:
+            if options.debug:
+                traceback.print_exc()
+            if rank.is_managed:  # the launcher shows the first one's error last
+                raise
+            display.fail(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            display.finish()
+            if rank.is_managed:
+                raise
+            return INTERRUPTED
+        except Exception:
+            if rank.is_managed:
+                traceback.print_exc()
+            raise
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nanochat.stages", description="Run one stage of a run.")
     parser.add_argument("stage", choices=(*RUN_STAGE, "evaluate"))
     parser.add_argument("settings", type=Path, help="the run's settings.json")
@@ -47,40 +94,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"
     )
+    parser.add_argument("--resume", default="", metavar="COMMAND", help="what continues this stage, for hints")
+    parser.add_argument("--terminal", default="", metavar="PATH", help="where rank 0 shows how far it is")
     parser.add_argument("--quiet", action="store_true", help="errors only")
     parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
-    options = parser.parse_args(arguments)
-    with Display(quiet=options.quiet or not is_main_process()) as display:
-        try:
-            return _run(options, display)
-        except NanochatError as error:
-            if options.debug:
-                raise
-            display.fail(error)
-            return error.exit_code
-        except KeyboardInterrupt:
-            display.finish()
-            return 130
+    return parser
 
 
-def _run(options: argparse.Namespace, display: Display) -> int:
+def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Display) -> int:
     workspace, run, settings = read_settings(options.settings, options.set)
-    torch.set_float32_matmul_precision("high")
-    use_all_cores()
-    prepare_compile(workspace.home / "compile")
-    world = open_world(pick_device(settings.runtime.device))
-    try:
+    watch.hang_seconds = settings.runtime.hang_seconds
+    resume = options.resume or f"nanochat resume {run.name}"
+    catches = rank.is_managed or options.stage in ("base", "mid", "sft")
+    with StopRequests(options.stage, resume, display.say) if catches else contextlib.nullcontext() as stop:
+        torch.set_float32_matmul_precision("high")
+        use_all_cores()
+        prepare_compile(workspace.home / "compile")
+        world = open_world(pick_device(settings.runtime.device))
+        watch.join()
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
-        job = Job(workspace, run, settings, world, dtype, reason)
+        job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
         with memory_errors(job, options.stage):
             if options.stage == "evaluate":
                 run_evaluate(job, display, options.of, options.score)
-                return 0
-            with lock_run(run) if world.is_main else contextlib.nullcontext():
-                RUN_STAGE[options.stage](job, display)
-        return 0
-    finally:
+            else:
+                with lock_run(run) if world.is_main else contextlib.nullcontext():
+                    RUN_STAGE[options.stage](job, display)
         world.close()
+    return 0
+
+
+@contextlib.contextmanager
+def _open_log(folder: Path, options: argparse.Namespace) -> Iterator[TextIO | None]:
+    """Where each line goes beside the terminal. Under torchrun that is standard error, which is the rank's log."""
+    if read_rank().is_managed:
+        yield sys.stderr
+        return
+    if not options.settings.is_file() or options.stage == "evaluate":
+        yield None
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = log_path(folder, 0).open("a", encoding="utf-8", errors="replace")
+    except OSError:  # no disk, no log: the stage says what is wrong with the disk
+        yield None
+        return
+    with file:
+        yield file
 
 
 if __name__ == "__main__":

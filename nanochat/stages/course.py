@@ -1,6 +1,6 @@
 """The course of a training stage: what base, mid and sft share around the loop.
 
-Resume, plan, compile, events (save, then evaluate, then sample), metrics and the result.
+Resume, plan, compile, saving, events (evaluate, then sample), metrics and the result.
 """
 
 import json
@@ -159,9 +159,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         warmdown=settings.warmdown,
         grad_clip=settings.grad_clip,
         save=save,
-        resume_hint=f"nanochat resume {job.run.name}",
+        resume_hint=job.resume_command,
+        save_every=job.settings.checkpoint.every_steps,
+        save_seconds=job.settings.checkpoint.every_seconds,
+        progress=job.progress,
         events=(
-            Event("save", job.settings.checkpoint.every, save),
             Event("evaluate", settings.eval_every, evaluate),
             Event("sample", settings.sample_every, write_samples),
         ),
@@ -172,7 +174,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     if state.step >= course.num_steps:
         display.say(f"{course.stage} already has its {course.num_steps} steps")
     try:
-        state = train(recipe, state, world, log)
+        state = train(recipe, state, world, log, job.stop)
     finally:
         loader.close()
         display.finish()
@@ -201,6 +203,7 @@ def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAd
         weight_decay=settings.weight_decay,
         rank=world.rank,
         world_size=world.world_size,
+        dtype=job.dtype,
     )
     torch.manual_seed(job.settings.runtime.seed)
     if found is not None:

@@ -1,8 +1,11 @@
 """What a stage tells people, on stderr: a live bar on a terminal, plain lines otherwise, nothing on other ranks."""
 
+import contextlib
+import os
 import sys
 import time
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,11 +17,22 @@ SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough
 
 
 class Display:
-    """One stage's voice. Use as a context manager, so that the bar is taken down whatever happens."""
+    """One stage's voice. Use as a context manager, so that the bar is taken down whatever happens.
 
-    def __init__(self, quiet: bool = False, live: bool | None = None) -> None:
+    stream: where people read; default: standard error. log: gets every line too, also when quiet. A terminal that has
+    gone and a log on a full disk cost their lines and nothing else.
+    """
+
+    def __init__(
+        self,
+        quiet: bool = False,
+        live: bool | None = None,
+        stream: TextIO | None = None,
+        log: TextIO | None = None,
+    ) -> None:
         self.quiet = quiet
-        self._live = sys.stderr.isatty() if live is None else live
+        self._stream, self._log = stream, log
+        self._live = not quiet and self.stream.isatty() if live is None else live
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._name = ""
@@ -35,20 +49,25 @@ class Display:
     ) -> None:
         self.finish()
 
+    @property
+    def stream(self) -> TextIO:
+        return self._stream or sys.stderr
+
     def say(self, text: str) -> None:
         """One or more lines of news."""
+        text = plain_text(text)
+        self._keep(text)
         if self.quiet:
             return
-        text = plain_text(text)
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            with contextlib.suppress(OSError, ValueError):
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            _write(self.stream, text)
 
     def advance(self, name: str, done: float, total: float, detail: str = "") -> None:
         """Show that `done` of `total` of `name` are done; the first call of a name starts its clock and its bar."""
-        if self.quiet:
+        if self.quiet and self._log is None:
             return
         now = time.monotonic()
         if name != self._name:
@@ -56,12 +75,12 @@ class Display:
             self._name, self._started, self._first_done, self._last_line = name, now, done, 0.0
             self._last_done = -1.0
             if self._live:
-                self._progress = _build_progress()
+                self._progress = _build_progress(self.stream)
                 self._progress.start()
                 self._task = self._progress.add_task(name, total=total, detail="")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, detail=detail)
-        elif done != self._last_done and (now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total):
+        if done != self._last_done and (now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total):
             self._last_line, self._last_done = now, done
             share = f"{100 * done / total:.0f}%" if total else ""
             left = self._seconds_left(now, done, total)
@@ -70,12 +89,16 @@ class Display:
                 detail,
                 f"{format_seconds(left)} left" if left else "",
             ]
-            self.say("  ".join(part for part in parts if part))
+            line = plain_text("  ".join(part for part in parts if part))
+            self._keep(line)
+            if self._progress is None and not self.quiet:
+                _write(self.stream, line)
 
     def finish(self) -> None:
         """Take the bar down."""
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(OSError, ValueError):
+                self._progress.stop()
         self._progress, self._task, self._name = None, None, ""
 
     def show_step(self, stage: str, record: dict, num_steps: int) -> None:
@@ -91,10 +114,15 @@ class Display:
     def fail(self, error: NanochatError) -> None:
         """An error is shown even when quiet."""
         self.finish()
-        sys.stderr.write(f"error: {plain_text(error.message)}\n")
+        text = f"error: {plain_text(error.message)}"
         if error.hint:
-            sys.stderr.write(f"hint:  {plain_text(error.hint)}\n")
-        sys.stderr.flush()
+            text += f"\nhint:  {plain_text(error.hint)}"
+        self._keep(text)
+        _write(self.stream, text)
+
+    def _keep(self, text: str) -> None:
+        if self._log is not None:
+            _write(self._log, text)
 
     def _seconds_left(self, now: float, done: float, total: float) -> float | None:
         fresh = done - self._first_done
@@ -111,7 +139,16 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _build_progress() -> Progress:
+def _write(stream: TextIO, text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text + "\n")
+        stream.flush()
+
+
+def _build_progress(stream: TextIO) -> Progress:
+    width = None
+    with contextlib.suppress(OSError, ValueError):  # the stream's own width: standard error may be a log
+        width = os.get_terminal_size(stream.fileno()).columns or None
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -119,6 +156,6 @@ def _build_progress() -> Progress:
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=stream, width=width),
         transient=False,
     )

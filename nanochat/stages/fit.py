@@ -24,7 +24,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
 from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
-from nanochat.runtime import World, count_local_processes, is_memory_error, name_device, read_memory
+from nanochat.runtime import World, is_memory_error, name_device, read_memory, read_rank
 from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display
@@ -103,7 +103,7 @@ def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[s
     world.barrier()  # the first collective: what NCCL takes for itself is taken now
     memory = read_memory(world.device)
     if not can_try(world.device):
-        free = world.smallest(memory.free // count_local_processes())
+        free = world.smallest(memory.free // read_rank().local_world_size)
         few = [rows for rows in candidates if rows * context <= CPU_TOKENS] or candidates[:1]
         rows = choose_rows(few, config, world.world_size, CPU_SHARE * free, **describe_circumstances(job))
         planned = plan_step(job, config, rows).total
@@ -190,6 +190,7 @@ class _Probe:
 
     def __call__(self, rows: int) -> int | None:
         """Peak bytes that the allocator holds during a step of this many rows; None where memory ran out."""
+        self.job.progress(0, f"trying {rows} rows")
         self._clear()
         torch.cuda.reset_peak_memory_stats(self.device)
         fitted = True

@@ -1,7 +1,7 @@
 """A job: one stage of one run, with its settings checked and its machine chosen."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,16 @@ from nanochat.layers import apply_wishes, read_override
 from nanochat.paths import RunPaths, Workspace
 from nanochat.runtime import World
 from nanochat.settings import Settings
+from nanochat.training.stop import StopRequests
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is told."""
+    """What a stage is told.
+
+    progress: takes where the work stands, for the watch over the ranks. stop: requests to stop, caught already; None:
+    the loop catches its own. resume_command: what continues this stage.
+    """
 
     workspace: Workspace
     run: RunPaths
@@ -25,6 +30,9 @@ class Job:
     world: World
     dtype: torch.dtype
     dtype_reason: str
+    resume_command: str = "nanochat resume"
+    progress: Callable[[int, str], None] = lambda step, phase: None
+    stop: StopRequests | None = None
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Workspace, RunPaths, Settings]:

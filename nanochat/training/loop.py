@@ -1,14 +1,11 @@
-"""The one optimizer loop for base, mid and sft: accumulation, schedule, step, finite check, stop and log.
+"""The one optimizer loop for base, mid and sft: accumulation, schedule, step, finite check, stop, save and log.
 
 Knows no preset, no checkpoint format, no evaluation and no engine: a Recipe brings what differs.
 """
 
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +18,7 @@ from nanochat.model.optim import MuonAdamW
 from nanochat.runtime import World
 from nanochat.training.metrics import smooth
 from nanochat.training.schedule import lr_multiplier, muon_momentum
+from nanochat.training.stop import StopRequests
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -90,7 +88,9 @@ class Recipe:
 
     microbatches: this rank's micro-batches of the next step.
     loss: summed nats of one micro-batch over its targets, a float32 scalar.
-    save: write a checkpoint of the state; used where the loop must stop between events.
+    save: write a checkpoint of the state; always before the events of a step. save_every: steps between two saves, 0:
+    only after the last step; save_seconds: and whenever so much time has gone by since the last.
+    progress: told what comes next (how many steps are done, "data", "step", "save" or an event's name).
     """
 
     name: str
@@ -104,54 +104,74 @@ class Recipe:
     grad_clip: float
     save: Callable[[TrainState], None]
     resume_hint: str
+    save_every: int = 0
+    save_seconds: float | None = None
+    progress: Callable[[int, str], None] = lambda step, phase: None
     events: tuple[Event, ...] = ()
     log_every: int = 1
     flops_per_token: float | None = None
     peak_flops: float | None = None
 
 
-def train(recipe: Recipe, state: TrainState, world: World, log: Callable[[dict], None]) -> TrainState:
+def train(
+    recipe: Recipe,
+    state: TrainState,
+    world: World,
+    log: Callable[[dict], None],
+    stop: StopRequests | None = None,
+) -> TrainState:
     """Take steps until recipe.num_steps; returns the state, which also holds what a save needs on the way.
 
-    Collective: every rank calls this. log gets one record a `log_every` steps. Raises StoppedError after
-    SIGINT or SIGTERM with everything saved, and NumericalError where three steps in a row are not finite.
+    Collective: every rank calls this. log gets one record a `log_every` steps. stop: entered already; None: this call's
+    own. Raises StoppedError after a signal with everything saved, and NumericalError where three steps in a row are
+    not finite.
     """
+    if stop is None:
+        with StopRequests(recipe.name, recipe.resume_hint) as own:
+            return train(recipe, state, world, log, own)
     recipe.model.train()
-    saved_step = state.step
+    saved_step, saved_at = state.step, time.monotonic()
     skipped_in_a_row = 0
-    with _stop_requests() as stop:
-        if state.step > 0:
-            _run_events(recipe, state)
-        while state.step < recipe.num_steps:
-            if _any_rank(stop.requested, world):
-                _stop(recipe, state, saved_step)
-            started = time.perf_counter()
-            outcome = _take_step(recipe, state, world)
-            _synchronize(world.device)
-            seconds = time.perf_counter() - started
-            state.seconds += seconds
-            if outcome.skipped:
-                state.skipped += 1
-                skipped_in_a_row += 1
-            elif outcome.loss is not None:
-                skipped_in_a_row = 0
-                state.smoothed_loss = smooth(state.smoothed_loss, outcome.loss)
-            state.step += 1
-            state.tokens += outcome.num_tokens
-            last = state.step == recipe.num_steps
-            if state.step % recipe.log_every == 0 or last or outcome.skipped:
-                log(_record(recipe, state, outcome, seconds, world))
-            if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-                recipe.save(state)
-                first = state.step - MAX_SKIPPED_IN_A_ROW + 1
-                raise NumericalError(
-                    f"{recipe.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                    f"(steps {first} to {state.step}); the weights before them are saved",
-                    f"nanochat config show, then try again with half of {recipe.name}.matrix_lr",
-                )
-            _run_events(recipe, state)
-            if any(event.name == "save" and event.is_due(state.step, recipe.num_steps) for event in recipe.events):
-                saved_step = state.step
+    stop.lost = lambda: _describe_lost(recipe, state.step, saved_step)
+    stop.defer()
+    if state.step > 0:
+        _run_events(recipe, state)
+    while state.step < recipe.num_steps:
+        is_late = recipe.save_seconds is not None and time.monotonic() - saved_at >= recipe.save_seconds
+        stopping, late = _any_rank(world, stop.requested, is_late)
+        if late and not stopping and state.step != saved_step:
+            _save(recipe, state)
+            saved_step, saved_at = state.step, time.monotonic()
+        if stopping:
+            _stop(recipe, state, saved_step)
+        started = time.perf_counter()
+        outcome = _take_step(recipe, state, world)
+        _synchronize(world.device)
+        seconds = time.perf_counter() - started
+        state.seconds += seconds
+        if outcome.skipped:
+            state.skipped += 1
+            skipped_in_a_row += 1
+        elif outcome.loss is not None:
+            skipped_in_a_row = 0
+            state.smoothed_loss = smooth(state.smoothed_loss, outcome.loss)
+        state.step += 1
+        state.tokens += outcome.num_tokens
+        last = state.step == recipe.num_steps
+        if state.step % recipe.log_every == 0 or last or outcome.skipped:
+            log(_record(recipe, state, outcome, seconds, world))
+        if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            _save(recipe, state)
+            first = state.step - MAX_SKIPPED_IN_A_ROW + 1
+            raise NumericalError(
+                f"{recipe.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
+                f"(steps {first} to {state.step}); the weights before them are saved",
+                f"nanochat config show, then try again with half of {recipe.name}.matrix_lr",
+            )
+        if last or (recipe.save_every and state.step % recipe.save_every == 0):
+            _save(recipe, state)
+            saved_step, saved_at = state.step, time.monotonic()
+        _run_events(recipe, state)
     return state
 
 
@@ -173,7 +193,9 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
         group["lr"] = group["base_lr"] * lr
         if group["kind"] == "muon":
             group["momentum"] = muon_momentum(state.step)
+    recipe.progress(state.step, "data")
     batches = recipe.microbatches()
+    recipe.progress(state.step, "step")
     counts = torch.tensor(
         [sum(int((batch.targets != IGNORED).sum()) for batch in batches), sum(batch.ids.numel() for batch in batches)],
         dtype=torch.float64 if world.device.type != "mps" else torch.float32,
@@ -220,59 +242,45 @@ def _record(recipe: Recipe, state: TrainState, outcome: _Outcome, seconds: float
     }
 
 
+def _save(recipe: Recipe, state: TrainState) -> None:
+    recipe.progress(state.step, "save")
+    recipe.save(state)
+
+
 def _run_events(recipe: Recipe, state: TrainState) -> None:
     for event in recipe.events:
         if event.is_due(state.step, recipe.num_steps):
+            recipe.progress(state.step, event.name)
             event.run(state)
     recipe.model.train()
 
 
 def _stop(recipe: Recipe, state: TrainState, saved_step: int) -> None:
     if state.step != saved_step:
-        recipe.save(state)
+        _save(recipe, state)
     saved = "everything is saved" if state.step else "nothing was done yet"
     raise StoppedError(
         f"{recipe.name} stopped after step {state.step} of {recipe.num_steps}; {saved}", recipe.resume_hint
     )
 
 
-def _any_rank(flag: bool, world: World) -> bool:
-    """True on every rank where any asks: all stop at the same step."""
+def _describe_lost(recipe: Recipe, step: int, saved_step: int) -> str:
+    if step == saved_step:
+        return f"nothing but step {step + 1:,} is lost; continue with {recipe.resume_hint}"
+    return f"{step - saved_step:,} steps since step {saved_step:,} are lost; continue with {recipe.resume_hint}"
+
+
+def _any_rank(world: World, *flags: bool) -> list[bool]:
+    """For each flag, True on every rank where any has it: all stop, or save, after the same step."""
     if world.world_size == 1:
-        return flag
-    return world.all_reduce_sum(torch.tensor(float(flag), device=world.device)).item() > 0
+        return list(flags)
+    sums = world.all_reduce_sum(torch.tensor([float(flag) for flag in flags], device=world.device))
+    return [value > 0 for value in sums.tolist()]
 
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class _StopRequest:
-    requested = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second SIGINT leaves at once with status 130."""
-    stop = _StopRequest()
-
-    def handle(number: int, _frame: object) -> None:
-        if stop.requested and number == signal.SIGINT:
-            os._exit(130)
-        stop.requested = True
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # not the main thread: a test or an embedding program keeps its own handlers
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _to_hex(tensor: Tensor) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.cli import train as train_module
-from nanochat.cli.launch import child_environ, run_child, stage_command
+from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
 from nanochat.cli.options import check_utf8, read_utf8
+from nanochat.cli.torchrun import Cluster
 from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
@@ -25,7 +26,7 @@ def launched(monkeypatch):
     calls: list[tuple[str, tuple[str, ...]]] = []
     codes: dict[str, int] = {}
 
-    def launch(stage: str, settings: Path, *, gpus: int, options: tuple[str, ...], offline: bool, color: bool) -> int:
+    def launch(stage: str, settings: Path, *, options: tuple[str, ...], **others: object) -> int:
         read_saved(settings)
         calls.append((stage, tuple(options)))
         folder = settings.parent / ("eval" if stage == "evaluate" else stage)
@@ -169,12 +170,18 @@ def test_your_own_text_becomes_a_data_set(nanochat, home) -> None:
 
 def test_the_worker_is_python_alone_or_under_torchrun() -> None:
     path = Path("/h/runs/r/settings.json")
-    assert stage_command("base", path, 1, ["--quiet"]) == [
+    assert stage_command("base", path, ALONE, ["--quiet"]) == [
         *(sys.executable, "-m", "nanochat.stages", "base", "/h/runs/r/settings.json", "--quiet")
     ]
-    assert stage_command("base", path, 8) == [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"),
-        *("-m", "nanochat.stages", "base", "/h/runs/r/settings.json"),
+    worker = ("-m", "nanochat.stages", "base", "/h/runs/r/settings.json")
+    assert stage_command("base", path, Cluster(gpus=8, max_restarts=3)) == [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "--max-restarts=3"),
+        *worker,
+    ]
+    assert stage_command("base", path, Cluster(8, 2, 1, "node0:29500"), local_address="10.0.0.2") == [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--node-rank=1", "--rdzv-backend=c10d"),
+        *("--rdzv-endpoint=node0:29500", "--rdzv-id=r-base", "--rdzv-conf=is_host=0", "--local-addr=10.0.0.2"),
+        *("--nproc-per-node=8", "--max-restarts=0", *worker),
     ]
 
 

@@ -1,0 +1,298 @@
+"""Several processes: the command line of torchrun, and what is done while it runs and after it has ended.
+
+torchrun starts the ranks and starts them again. That the first one's error is what people see, that none is left
+behind and that a request to stop reaches them is done here, by the marks that the ranks leave (ranks.py).
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from nanochat.errors import DataError, StoppedError, UsageError
+from nanochat.processes import end_with_parent, send_signal
+from nanochat.ranks import RankError, clear_marks, explain_failure, find_failed, read_marks
+
+INTERRUPTED = 130
+LEFTOVER_SECONDS = 8.0  # after a rank has ended badly, for the others to end by themselves
+POLL_SECONDS = 0.5
+SIOCGIFADDR = 0x8915  # linux/sockios.h
+ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""A store of its own for every start of the ranks: in a shared one, those that start again find the addresses of the
+dead and wait for them for ever (seen with torch 2.15 and gloo)."""
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many processes, where. gpus: processes of this node, one a device. rdzv_endpoint: HOST:PORT of node 0."""
+
+    gpus: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str = ""
+    max_restarts: int = 0
+
+    @property
+    def world_size(self) -> int:
+        return self.gpus * self.nodes
+
+    @property
+    def is_alone(self) -> bool:
+        """One process that nobody starts again: no torchrun."""
+        return self.world_size == 1 and self.max_restarts == 0
+
+    def options(self) -> list[str]:
+        """The options that say the same again, for hints.
+
+        >>> Cluster(8, 2, 1, "node0:29500").options()
+        ['--gpus', '8', '--nodes', '2', '--node-rank', '1', '--rdzv-endpoint', 'node0:29500']
+        """
+        words = ["--gpus", str(self.gpus)] if self.gpus > 1 else []
+        if self.nodes > 1:
+            words += ["--nodes", str(self.nodes), "--node-rank", str(self.node_rank)]
+            words += ["--rdzv-endpoint", self.rdzv_endpoint]
+        return words + (["--max-restarts", str(self.max_restarts)] if self.max_restarts else [])
+
+    def check(self) -> "Cluster":
+        """Raise UsageError where the numbers do not fit each other; returns itself."""
+        if self.gpus < 1:
+            raise UsageError(f"GPUs = {self.gpus} is less than 1", "--gpus 1")
+        if self.nodes < 1:
+            raise UsageError(f"nodes = {self.nodes} is less than 1", "--nodes 1")
+        if self.max_restarts < 0:
+            raise UsageError(f"--max-restarts {self.max_restarts} is less than 0", "--max-restarts 0")
+        if not 0 <= self.node_rank < self.nodes:
+            raise UsageError(f"--node-rank {self.node_rank} is not in 0 to {self.nodes - 1}", "--node-rank 0")
+        if self.nodes > 1 and not self.rdzv_endpoint:
+            raise UsageError(
+                f"{self.nodes} nodes need a place to meet: HOST:PORT of node 0, the same on all",
+                "--rdzv-endpoint NODE0:29500",
+            )
+        if self.rdzv_endpoint:
+            split_endpoint(self.rdzv_endpoint)
+        return self
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """
+    >>> split_endpoint("node0:29500"), split_endpoint("[::1]:80")
+    (('node0', 29500), ('::1', 80))
+    """
+    try:
+        parts = urlsplit(f"//{endpoint}")
+        if parts.hostname and parts.port:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise UsageError(f"--rdzv-endpoint {endpoint!r} is not HOST:PORT", "--rdzv-endpoint NODE0:29500")
+
+
+def torchrun_command(worker: Sequence[str], cluster: Cluster, name: str = "", local_address: str = "") -> list[str]:
+    """The command line that starts this node's ranks. worker: `-m module arguments`. name: of the job, on all nodes.
+
+    >>> torchrun_command(["-m", "m"], Cluster(gpus=2))[1:]
+    ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--max-restarts=0', '-m', 'm']
+    """
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    if cluster.nodes == 1:
+        command += ["--standalone"]
+    else:
+        command += [
+            f"--nnodes={cluster.nodes}",
+            f"--node-rank={cluster.node_rank}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={cluster.rdzv_endpoint}",
+            f"--rdzv-id={name}",
+            f"--rdzv-conf=is_host={int(cluster.node_rank == 0)}",
+            *([f"--local-addr={local_address}"] if local_address else []),
+        ]
+    return [*command, f"--nproc-per-node={cluster.gpus}", f"--max-restarts={cluster.max_restarts}", *worker]
+
+
+def find_local_address(endpoint: str) -> str:
+    """This machine's address on the way to the endpoint. Raises DataError where its name means nothing here."""
+    host, port = split_endpoint(endpoint)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
+            probe.connect(address)
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise DataError(
+            f"--rdzv-endpoint {endpoint}: {host} cannot be reached from here ({error})", f"getent hosts {host}"
+        ) from error
+
+
+def find_interface(address: str) -> str:
+    """The name of the network interface that has an IPv4 address; "" where the system does not say."""
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            if socket.inet_ntoa(reply[20:24]) == address:
+                return name
+    return ""
+
+
+def name_terminal() -> str:
+    """A path by which another process can write where this one's standard error goes; "" where there is none.
+
+    What is redirected into a file is from now on appended to, so that both can write.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        descriptor = sys.stderr.fileno()
+        if os.isatty(descriptor):
+            return os.ttyname(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        if os.path.exists(path):
+            return path
+    return ""
+
+
+def run_ranks(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    folder: Path,
+    stage: str,
+    resume: str,
+    say: Callable[[str], None],
+    is_host: bool = True,
+) -> int:
+    """Run torchrun to its end; returns 0, or 130 where a second Ctrl-C left the ranks.
+
+    folder: of the stage's logs, where torchrun's own output goes too. resume: the command that continues. is_host:
+    forgets the marks of an earlier launch. Raises the error of the rank that failed first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_host:
+        clear_marks(folder)
+    log = folder / "torchrun.log"
+    with log.open("ab") as output:
+        start = output.tell()
+        process = subprocess.Popen(
+            command,
+            env={**environ, **ENVIRON},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks
+            preexec_fn=partial(end_with_parent, os.getpid()),
+        )
+    ranks = _Ranks(process, folder, say)
+    with ranks.catching_signals():
+        code = ranks.wait()
+    if code == INTERRUPTED:
+        return code
+    error = explain_failure(folder, stage, resume)
+    if ranks.is_stopping and not isinstance(error, StoppedError) and (error is not None or code):
+        never_started = all(mark.phase == "start" for mark in read_marks(folder))
+        error = (
+            StoppedError(f"{stage} stopped before its first step; nothing is lost", resume) if never_started else error
+        )
+    if error is None and code:
+        last = _last_line(log, start)
+        error = RankError(f"torchrun ended with status {code}: {last or 'it said nothing'}", f"less {log}", 4)
+    if error is not None:
+        raise error
+    return 0
+
+
+class _Ranks:
+    """The ranks of this node while torchrun holds them."""
+
+    def __init__(self, process: subprocess.Popen, folder: Path, say: Callable[[str], None]) -> None:
+        self.process, self.folder, self.say = process, folder, say
+        self.is_stopping = self.is_left = False
+        self._failed_at: float | None = None
+        self._stopped_at: float | None = None
+
+    @contextlib.contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+        numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def wait(self) -> int:
+        """torchrun's exit code, or 130 where the ranks were left."""
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(POLL_SECONDS)
+            if self.is_left:
+                self._leave()
+                return INTERRUPTED
+            self._end_leftovers()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self.is_stopping:
+            self.is_stopping, self._stopped_at = True, time.time()
+            running = [mark for mark in read_marks(self.folder) if mark.status == "running" and mark.is_here]
+            if running and all(mark.phase != "start" for mark in running):
+                for mark in running:
+                    send_signal(mark.pid, number)
+            else:  # some have not come so far that they hear: torchrun ends them all
+                self.process.terminate()
+        elif number == signal.SIGINT:
+            self.is_left = True
+
+    def _leave(self) -> None:
+        """Let the ranks say what is lost, then end whatever is left."""
+        running = [mark for mark in read_marks(self.folder) if mark.status == "running" and mark.is_here]
+        for mark in sorted(running, key=lambda mark: mark.rank):
+            send_signal(mark.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+            return
+        for mark in running:
+            send_signal(mark.pid, signal.SIGKILL)
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+            return
+        self.process.kill()
+        self.process.wait()
+
+    def _end_leftovers(self) -> None:
+        """Kill ranks of this node that do not end although another one has: a stopped process hears no one.
+
+        Nor does one that should stop and still waits to meet the others.
+        """
+        marks, now = read_marks(self.folder), time.time()
+        self._failed_at = (self._failed_at or now) if find_failed(marks) else None
+        is_failing = self._failed_at is not None and now - self._failed_at > LEFTOVER_SECONDS
+        is_stuck = self._stopped_at is not None and now - self._stopped_at > LEFTOVER_SECONDS
+        for mark in marks:
+            if mark.status == "running" and mark.is_here:
+                was_there = self._failed_at is not None and mark.started < self._failed_at
+                if (is_failing and was_there) or (is_stuck and mark.phase == "start"):
+                    send_signal(mark.pid, signal.SIGKILL)
+
+
+def _last_line(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
