@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.errors import UsageError
-from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
 from nanochat.settings import FinetuneSettings, Settings
@@ -292,8 +292,7 @@ def divide_batch(name: str, total_tokens: int, rows: int, context: int, world_si
 
 def estimate_checkpoint_bytes(config: GPTConfig) -> int:
     """Weights and optimizer of all devices in float32."""
-    params = count_params(config)
-    return 4 * (params["total"] + params["matrices"] + 2 * (params["embedding"] + params["head"]))
+    return 4 * (count_params(config)["total"] + count_optimizer_values(config))
 
 
 def _plan_steps(

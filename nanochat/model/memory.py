@@ -7,7 +7,7 @@ the driver take (0.5 to 2 GB on a GPU) is not in it.
 import math
 from dataclasses import dataclass
 
-from nanochat.model.accounting import count_params
+from nanochat.model.accounting import count_optimizer_values, count_params
 from nanochat.model.config import GPTConfig
 
 EAGER_BLOCK_BYTES = 36
@@ -65,10 +65,9 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Memory of one device in training. element_bytes: of the compute type, 2 for bf16. device: "cpu" or any other.
 
-    Muon keeps one value per parameter, AdamW two, shared among the devices.
+    The optimizer's state is that of the device with the largest share.
     """
     params = count_params(config)
-    states = params["matrices"] + 2 * (params["embedding"] + params["head"])
     tokens, width = rows * config.context, config.n_embd
     wide = element_bytes / 2  # the figures above are of bf16
     share = config.n_kv_head / config.n_head
@@ -88,7 +87,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=4 * params["total"] + (element_bytes * params["matrices"] if element_bytes < 4 else 0),
         gradients=4 * params["total"],
-        optimizer=math.ceil(4 * states / world_size),
+        optimizer=4 * count_optimizer_values(config, world_size),
         activations=math.ceil(activations),
         working=math.ceil(max(loss, backward, update)),
     )

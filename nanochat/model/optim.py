@@ -1,77 +1,167 @@
 """Muon for the matrices and AdamW for the tables, in one optimizer that shards its own state.
 
-Matrix i of a shape belongs to rank i mod world size; a table is cut into equal slices of whole rows. `reduce_gradients`
-sums the gradients of all ranks straight into their owners (reduce-scatter), `step` updates what a rank owns and sends
-it to all (all-gather), so that a rank keeps 1 / world_size of the state. One process is the case without communication.
-Knows no schedules and no steps beyond Adam's own bias correction.
+The gradients of all ranks are summed straight into their owners (reduce-scatter), `step` updates what a rank owns and
+sends it to all (all-gather), so that a rank keeps 1 / world_size of the state; sharding.py says who owns what. Both
+run beside the computing: a gradient leaves while backward is at the layers below, a weight while the next are updated.
+One process is the case without communication. Knows no schedules and no steps beyond Adam's own bias correction.
 
-Sources: Jordan et al. 2024, "Muon"; Kingma and Ba 2015; Loshchilov and Hutter 2019 (decoupled weight decay);
-Rajbhandari et al. 2020, "ZeRO" (sharded state).
+Sources: Rajbhandari et al. 2020, "ZeRO" (sharded state); Li et al. 2020, "PyTorch Distributed" (buckets in a fixed
+order). The arithmetic is in updates.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nanochat.model.sharding import Bucket, build_blocks, build_buckets, group_by_shape, iter_parts, owned_rows, pack
+from nanochat.model.updates import update_with_adamw, update_with_muon
 from nanochat.runtime import pick_dtype
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0 while values stay within [0.7, 1.2]
-NEWTON_SCHULZ_STEPS = 5
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 REFERENCE_WIDTH = 768  # the width at which embedding_lr and head_lr were tuned
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Move the singular values of matrices (M, rows, cols) to about 1, keeping the singular vectors.
+@dataclass
+class _Transfer:
+    """A collective under way. It holds both tensors: they must live until the work is waited for."""
 
-    dtype: the type of the products, bfloat16 where the hardware multiplies it fast.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.size(-2) > matrices.size(-1)
-    x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    work: Any  # torch.distributed.Work, which has no public type in every build
+    bucket: Bucket
+    sent: Tensor
+    received: Tensor
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Groups have "kind" ("muon" or "adamw"), "names", "lr", "base_lr", "weight_decay"; muon also "momentum".
 
-    Each step on every rank: `reduce_gradients()`, look at `grad_norm()`, then `clip_grad_norm()` and `step()`, or
-    leave the step out: nothing but gradients has changed so far. lr and momentum are read from the groups at `step()`.
+    Each step on every rank: the last backward inside `reducing()`, `reduce_gradients()`, look at `grad_norm()`, then
+    `clip_grad_norm()` and `step()`, or leave the step out: nothing but gradients has changed so far. lr and momentum
+    are read from the groups at `step()`.
+
+    order: all parameters in the order in which the model uses them; None: that of the groups.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        rank: int = 0,
+        world_size: int = 1,
+        order: Sequence[nn.Parameter] | None = None,
+    ) -> None:
         super().__init__(groups, {"momentum": 0.95, "betas": ADAM_BETAS, "eps": ADAM_EPS, "dtype": torch.float32})
         self.rank, self.world_size = rank, world_size
         self._reduced: dict[nn.Parameter, Tensor] = {}  # what this rank owns of each summed gradient
+        self._under_way: deque[_Transfer] = deque()
+        self._next = 0  # the first of _buckets that is not sent
+        self._missing: list[int] = []  # gradients that each of _buckets waits for
+        units = [(parameters, is_table) for _, parameters, is_table in self._units()]
+        blocks = [block for unit in units for block in build_blocks(*unit, world_size)]
+        self._buckets = build_buckets(blocks, order or self.parameters(), world_size)
+        self._bucket_of = {
+            parameter: index
+            for index, bucket in enumerate(self._buckets)
+            for block in bucket
+            for parameter in block.parameters
+        }
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    @torch.no_grad()
-    def reduce_gradients(self) -> None:
-        """Sum the gradients of all ranks into their owners and free them. Nothing to do on one process.
+    def _units(self) -> Iterator[tuple[dict[str, Any], list[nn.Parameter], bool]]:
+        """What is updated at once, with its group: a table (True), or all matrices of a shape (False).
 
-        Collective: every rank calls this.
+        Tables come first: they are the largest to send and the quickest to update, and Muon hides their way.
+        """
+        for group in sorted(self.param_groups, key=lambda group: group["kind"]):
+            if group["kind"] == "muon":
+                yield from ((group, alike, False) for alike in group_by_shape(group["params"]))
+            else:
+                yield from ((group, [parameter], True) for parameter in group["params"])
+
+    @contextmanager
+    def reducing(self, last: bool = True) -> Iterator[None]:
+        """Around the backward of a micro-batch: the last one of a step sends each gradient as soon as it is there.
+
+        The order of sending is fixed (head, last layer ... first layer, embedding): a bucket waits for those before it,
+        whatever the order in which autograd happens to finish, and all are sent when the block ends. So the ranks
+        cannot disagree. Where backward raises, what was sent is forgotten; the other ranks still wait for the rest.
+
+        Collective where last is true: every rank calls this. Does nothing on one process.
+        """
+        if not last or self.world_size == 1:
+            yield
+            return
+        self._forget()
+        self._missing = [sum(len(block.parameters) for block in bucket) for bucket in self._buckets]
+        # After the forward pass, so that torch.compile never sees them, and only for this one backward.
+        hooks = [parameter.register_post_accumulate_grad_hook(self._receive) for parameter in self.parameters()]
+        try:
+            yield
+            self._send_gradients(len(self._buckets))
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _forget(self) -> None:
+        self._under_way.clear()
+        self._reduced = {}
+        self._next = 0
+
+    def _receive(self, parameter: Tensor) -> None:
+        """Autograd has finished this gradient: send what is complete now."""
+        self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]
+        stop = self._next
+        while stop < len(self._buckets) and self._missing[stop] == 0:
+            stop += 1
+        self._send_gradients(stop)
+
+    @torch.no_grad()
+    def _send_gradients(self, stop: int) -> None:
+        """Start the reduce-scatter of the buckets before stop that are not sent yet; frees their gradients."""
+        while self._next < stop:
+            # What has arrived needs no buffer any more (NCCL knows; gloo says so only after a wait).
+            while self._under_way and self._under_way[0].work.is_completed():
+                self._keep_reduced()
+            bucket = self._buckets[self._next]
+            sent = pack(bucket, range(self.world_size), self.world_size, _grad)
+            for block in bucket:
+                for parameter in block.parameters:
+                    parameter.grad = None
+            received = sent.new_empty(sent.size(1))
+            work = dist.reduce_scatter_tensor(received, sent.view(-1), async_op=True)
+            self._under_way.append(_Transfer(work, bucket, sent, received))
+            self._next += 1
+
+    def _keep_reduced(self) -> None:
+        transfer = self._under_way.popleft()
+        transfer.work.wait()
+        for parameter, _, part in iter_parts(transfer.received[None], transfer.bucket, [self.rank], self.world_size):
+            self._reduced[parameter] = part
+
+    def reduce_gradients(self) -> None:
+        """Wait until the gradients of all ranks are summed into their owners; sends them where `reducing` did not.
+
+        Collective: every rank calls this. Nothing to do on one process.
         """
         if self.world_size == 1:
             return
-        self._reduced = {}
-        for group in self.param_groups:
-            if group["kind"] == "muon":
-                for parameters in _by_shape(group["params"]):
-                    for block in _blocks(parameters, self.world_size):
-                        self._reduce_matrices(block)
-            else:
-                for parameter in group["params"]:
-                    self._reduce_table(parameter)
+        if self._next == 0:
+            self._forget()
+            self._send_gradients(len(self._buckets))
+        assert all(parameter.grad is None for parameter in self.parameters()), "a backward outside of `reducing`"
+        while self._under_way:
+            self._keep_reduced()
+        self._next = 0
 
     def grad_norm(self) -> Tensor:
         """Global L2 norm of the reduced gradients, a float32 scalar; not finite where any of them is not.
@@ -102,15 +192,31 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter from its reduced gradient. Collective: every rank calls this."""
-        for group in self.param_groups:
-            if group["kind"] == "muon":
-                for parameters in _by_shape(group["params"]):
-                    self._step_muon(group, parameters)
+        """Update every parameter from its reduced gradient. Collective: every rank calls this.
+
+        The weights under way take no more memory than the gradients that have been freed.
+        """
+        for group, parameters, is_table in self._units():
+            if is_table:
+                self._step_adamw(group, parameters[0])
             else:
-                for parameter in group["params"]:
-                    self._step_adamw(group, parameter)
+                self._step_muon(group, parameters)
+            if self.world_size > 1:
+                self._send_weights(tuple(build_blocks(parameters, is_table, self.world_size)))
         self._reduced = {}
+        while self._under_way:
+            transfer = self._under_way.popleft()
+            transfer.work.wait()
+            ranks = range(self.world_size)
+            for parameter, rows, part in iter_parts(transfer.received, transfer.bucket, ranks, self.world_size):
+                parameter[rows].copy_(part)
+
+    def _send_weights(self, bucket: Bucket) -> None:
+        """Start the all-gather of what every rank has updated."""
+        sent = pack(bucket, [self.rank], self.world_size, lambda parameter: parameter)
+        received = sent.new_empty(self.world_size, sent.size(1))
+        work = dist.all_gather_into_tensor(received.view(-1), sent.view(-1), async_op=True)
+        self._under_way.append(_Transfer(work, bucket, sent, received))
 
     def _owned_gradients(self) -> list[Tensor]:
         if self.world_size > 1:
@@ -118,75 +224,27 @@ class MuonAdamW(torch.optim.Optimizer):
             return [gradient for gradient in self._reduced.values() if gradient.numel()]
         return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
 
-    def _reduce_matrices(self, block: list[nn.Parameter]) -> None:
-        """One matrix for each rank, the last block filled up with zeros."""
-        stacked = block[0].new_zeros(self.world_size, *block[0].shape)
-        for row, parameter in zip(stacked, block, strict=False):
-            row.copy_(_take_grad(parameter))
-        mine = torch.empty_like(block[0])
-        dist.reduce_scatter_tensor(mine, stacked.flatten(0, 1))
-        if self.rank < len(block):
-            self._reduced[block[self.rank]] = mine
-
-    def _reduce_table(self, parameter: nn.Parameter) -> None:
-        grad, size = _take_grad(parameter), self._shard_rows(parameter)
-        mine = grad.new_empty(size, *grad.shape[1:])
-        dist.reduce_scatter_tensor(mine, _pad_rows(grad, size * self.world_size))
-        start, stop = self._owned_rows(parameter)
-        self._reduced[parameter] = mine[: stop - start]
-
-    def _shard_rows(self, table: Tensor) -> int:
-        return -(-table.size(0) // self.world_size)
-
-    def _owned_rows(self, table: Tensor) -> tuple[int, int]:
-        """First and last + 1 of this rank's rows; the last ranks of a short table own none."""
-        size = self._shard_rows(table)
-        return min(self.rank * size, table.size(0)), min((self.rank + 1) * size, table.size(0))
+    def _grad_of(self, parameter: nn.Parameter) -> Tensor:
+        """The summed gradient of this rank's part of a parameter."""
+        return self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
 
     def _step_muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """Stack this rank's matrices of one shape, so that one batched product serves them all."""
+        """Muon on this rank's matrices of one shape."""
         owned = parameters[self.rank :: self.world_size]
         if owned:
-            rows, cols = owned[0].shape
-            scale = max(1.0, rows / cols) ** 0.5
-            updates = []
-            for parameter in owned:
-                grad = self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
-                momentum = self._state_of(parameter, "momentum", parameter).lerp_(grad, 1 - group["momentum"])
-                updates.append(grad.lerp(momentum, group["momentum"]))  # Nesterov
-            for parameter, update in zip(owned, orthogonalize(torch.stack(updates), group["dtype"]), strict=True):
-                if group["weight_decay"]:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * scale)
-        if self.world_size > 1:
-            for block in _blocks(parameters, self.world_size):
-                own = block[self.rank].data if self.rank < len(block) else torch.zeros_like(block[0])
-                gathered = own.new_empty(self.world_size * own.size(0), own.size(1))
-                dist.all_gather_into_tensor(gathered, own)
-                for parameter, updated in zip(block, gathered.split(own.size(0)), strict=False):
-                    parameter.copy_(updated)
+            grads = [self._grad_of(parameter) for parameter in owned]
+            momenta = [self._state_of(parameter, "momentum", parameter) for parameter in owned]
+            rates = {key: group[key] for key in ("lr", "weight_decay", "momentum", "dtype")}
+            update_with_muon(owned, grads, momenta, **rates)
 
     def _step_adamw(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
         """AdamW on this rank's rows of the table."""
-        start, stop = self._owned_rows(parameter)
-        mine = parameter[start:stop]
-        grad = self._reduced[parameter] if self.world_size > 1 else _grad(parameter)
+        mine = parameter[owned_rows(parameter, self.rank, self.world_size)]
         mean, square = self._state_of(parameter, "mean", mine), self._state_of(parameter, "square", mine)
         count = self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
         count += 1
-        step = int(count.item())
-        beta1, beta2 = group["betas"]
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if group["weight_decay"]:
-            mine.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        mine.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
-        if self.world_size > 1:
-            size = self._shard_rows(parameter)
-            gathered = parameter.new_empty(size * self.world_size, *parameter.shape[1:])
-            dist.all_gather_into_tensor(gathered, _pad_rows(mine, size))
-            parameter.copy_(gathered[: parameter.size(0)])
+        rates = {key: group[key] for key in ("lr", "weight_decay", "betas", "eps")}
+        update_with_adamw(mine, self._grad_of(parameter), mean, square, int(count.item()), **rates)
 
     def _state_of(self, parameter: nn.Parameter, key: str, like: Tensor) -> Tensor:
         """A moment of this rank's part of a parameter, zero at first."""
@@ -219,7 +277,7 @@ class MuonAdamW(torch.optim.Optimizer):
             parameter: i
             for group in self.param_groups
             if group["kind"] == "muon"
-            for alike in _by_shape(group["params"])
+            for alike in group_by_shape(group["params"])
             for i, parameter in enumerate(alike)
         }
         for full_name in {name: None for part in parts for name in part}:
@@ -235,7 +293,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     continue
                 value, rows = saved[0], slice(None)
             else:
-                value, rows = torch.cat(saved), slice(*self._owned_rows(parameter))
+                value, rows = torch.cat(saved), owned_rows(parameter, self.rank, self.world_size)
                 if value.shape == parameter.shape:
                     value = value[rows]
             shape = torch.Size() if rows is None else parameter[rows].shape
@@ -248,27 +306,6 @@ class MuonAdamW(torch.optim.Optimizer):
 def _grad(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "backward comes first"
     return parameter.grad
-
-
-def _take_grad(parameter: nn.Parameter) -> Tensor:
-    grad, parameter.grad = _grad(parameter), None
-    return grad
-
-
-def _by_shape(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    shapes: dict[torch.Size, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        shapes.setdefault(parameter.shape, []).append(parameter)
-    return list(shapes.values())
-
-
-def _blocks(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
-    return [parameters[start : start + size] for start in range(0, len(parameters), size)]
-
-
-def _pad_rows(table: Tensor, num_rows: int) -> Tensor:
-    missing = num_rows - table.size(0)
-    return torch.cat((table, table.new_zeros(missing, *table.shape[1:]))) if missing else table.contiguous()
 
 
 def build_optimizer(
@@ -299,4 +336,4 @@ def build_optimizer(
     for group in groups:
         group["params"] = [named[name] for name in group["names"]]
         group["base_lr"] = group["lr"]
-    return MuonAdamW(groups, rank, world_size)
+    return MuonAdamW(groups, rank, world_size, order=list(named.values()))

@@ -203,7 +203,7 @@ def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAd
         weight_decay=settings.weight_decay,
         rank=world.rank,
         world_size=world.world_size,
-        dtype=job.dtype,
+        dtype=model.compute_dtype,  # who asks for float32 gets it in Muon too: only then do ranks repeat a loss to 1e-6
     )
     torch.manual_seed(job.settings.runtime.seed)
     if found is not None:

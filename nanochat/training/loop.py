@@ -204,12 +204,13 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
     num_targets, num_tokens = (int(value) for value in world.all_reduce_sum(counts).tolist())
     if num_targets == 0:  # nothing to learn from: not even momentum moves
         return _Outcome(None, None, lr, num_tokens, False)
-    total = torch.zeros((), dtype=torch.float32, device=world.device)
-    for batch in batches:
+    total = torch.zeros((), dtype=counts.dtype, device=world.device)
+    for index, batch in enumerate(batches):
         ids = batch.ids.to(world.device, non_blocking=True)
         targets = batch.targets.to(world.device, non_blocking=True)
         loss = recipe.loss(ids, targets) / num_targets
-        loss.backward()
+        with optimizer.reducing(last=index == len(batches) - 1):
+            loss.backward()
         total += loss.detach()
     mean = world.all_reduce_sum(total).item()
     optimizer.reduce_gradients()

@@ -6,7 +6,8 @@ from torch import nn
 
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
-from nanochat.model.optim import MuonAdamW, build_optimizer, orthogonalize
+from nanochat.model.optim import MuonAdamW, build_optimizer
+from nanochat.model.updates import orthogonalize
 
 
 def make_parameters(*shapes: tuple[int, int]) -> list[nn.Parameter]:
