@@ -137,8 +137,12 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             best=find_best(paths.steps(), scores) if rule.keep_best else None,
         )
 
+    def is_scored(step: int) -> bool:
+        """Whether rank 0's record has the step's bits per byte: one answer, for only together can they be measured."""
+        return bool(world.largest(int(world.is_main and metrics.value_at(step, "val_bpb") is not None)))
+
     def evaluate(state: TrainState) -> None:
-        if metrics.value_at(state.step, "val_bpb") is not None:
+        if is_scored(state.step):
             return
         model.eval()
         bits = measure_bits(model, course.validation(), token_bytes, settings.eval_tokens, world)

@@ -74,11 +74,10 @@ def _suggest(job: Job, stage: Literal["base", "mid", "sft"], rows: int, config: 
     fewer = [n for n in candidates if n < rows]
     if not fewer:
         return suggest_smaller(job, config.context)
-    paths = job.run.stage(stage)
-    start = (
-        ["nanochat", "resume", job.run.name] if paths.steps() else ["nanochat", "train", stage, "--run", job.run.name]
-    )
-    return shlex.join([*start, *suggest_gpus(job), "--set", f"batch.device_batch_size={fewer[-1]}"])
+    fewer_rows = f"--set batch.device_batch_size={fewer[-1]}"
+    if job.run.stage(stage).steps():
+        return f"{job.resume_command} {fewer_rows}"
+    return shlex.join(["nanochat", "train", stage, "--run", job.run.name, *suggest_gpus(job), *fewer_rows.split()])
 
 
 def _suggest_other(job: Job, stage: str) -> str:

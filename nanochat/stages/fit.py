@@ -190,6 +190,7 @@ class _Probe:
 
     def __call__(self, rows: int) -> int | None:
         """Peak bytes that the allocator holds during a step of this many rows; None where memory ran out."""
+        self.job.progress(0, f"trying {rows} rows")
         self._clear()
         torch.cuda.reset_peak_memory_stats(self.device)
         fitted = True

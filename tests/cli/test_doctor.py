@@ -41,7 +41,7 @@ def test_where_to_sum_is_a_question_of_distributed(nanochat) -> None:
 def test_a_dry_run_shows_the_command(nanochat) -> None:
     outcome = nanochat("doctor", "--distributed", "--gpus", "2", "--device", "cpu", "--dry-run")
     assert outcome.code == 0
-    assert "--nproc-per-node=2 -m nanochat.stages.bandwidth FOLDER cpu" in outcome.out
+    assert "--nproc-per-node=2 --max-restarts=0 -m nanochat.stages.bandwidth FOLDER cpu" in outcome.out
 
 
 def test_fixes_that_are_our_own_commands_parse(nanochat, tmp_path) -> None:
