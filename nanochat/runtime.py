@@ -268,6 +268,14 @@ def prepare_compile(cache: Path) -> None:
         os.environ["CXX"] = compiler
 
 
+def use_deterministic_kernels() -> None:
+    """Choose kernels that give the same bits every time, where there are some. Must run before CUDA is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for, see its manual
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A help against bugs that would cost a pass over memory; a property of the module, which pyright does not see.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def use_all_cores() -> int:
     """Give torch this process's share of the cores (OMP_NUM_THREADS wins where set); returns the threads."""
     if "OMP_NUM_THREADS" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:

@@ -167,6 +167,8 @@ class RuntimeSettings(Section):
     """Compute type: auto is bf16 where the hardware has it (the reason is printed), float32 elsewhere."""
     compile: bool = True
     """Compile the training step with torch.compile where a compiler is at hand."""
+    deterministic: bool = True
+    """On CUDA: only kernels that give the same bits every time, so that a resumed run repeats the one it resumes."""
     seed: int = Field(default=42, ge=0)
     """Seed of initialisation, data order and sampling."""
     log_every: int = Field(default=1, ge=1)
