@@ -268,12 +268,29 @@ def prepare_compile(cache: Path) -> None:
         os.environ["CXX"] = compiler
 
 
-def use_deterministic_kernels() -> None:
-    """Choose kernels that give the same bits every time, where there are some. Must run before CUDA is used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for, see its manual
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def prepare_determinism() -> None:
+    """Give cuBLAS what `deterministic_kernels` asks of it. Must run before CUDA is used."""
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):  # the two that its manual allows
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
+    """Only kernels that give the same bits every time; an operation that has none raises RuntimeError.
+
+    For a step of training, not for all that a stage does: sampling needs operations that have none.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
     # A help against bugs that would cost a pass over memory; a property of the module, which pyright does not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def use_all_cores() -> int:

@@ -168,7 +168,7 @@ class RuntimeSettings(Section):
     compile: bool = True
     """Compile the training step with torch.compile where a compiler is at hand."""
     deterministic: bool = True
-    """On CUDA: only kernels that give the same bits every time, so that a resumed run repeats the one it resumes."""
+    """On CUDA: train with kernels that give the same bits every time, so that a resumed run repeats the one before."""
     seed: int = Field(default=42, ge=0)
     """Seed of initialisation, data order and sampling."""
     log_every: int = Field(default=1, ge=1)

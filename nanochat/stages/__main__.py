@@ -26,10 +26,10 @@ from nanochat.runtime import (
     pick_device,
     pick_dtype,
     prepare_compile,
+    prepare_determinism,
     read_rank,
     redirect_output,
     use_all_cores,
-    use_deterministic_kernels,
 )
 from nanochat.stages.base import run_base
 from nanochat.stages.display import Display
@@ -113,10 +113,9 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         torch.set_float32_matmul_precision("high")
         use_all_cores()
         prepare_compile(workspace.home / "compile")
-        device = pick_device(settings.runtime.device)
-        if device.type == "cuda" and settings.runtime.deterministic:
-            use_deterministic_kernels()
-        world = open_world(device)
+        if settings.runtime.deterministic:
+            prepare_determinism()
+        world = open_world(pick_device(settings.runtime.device))
         watch.join()
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)

@@ -185,6 +185,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         save_every=job.settings.checkpoint.every_steps,
         save_seconds=job.settings.checkpoint.every_seconds,
         progress=job.progress,
+        deterministic=job.is_deterministic,
         events=(
             Event("evaluate", settings.eval_every, evaluate),
             Event("sample", settings.sample_every, write_samples),

@@ -24,7 +24,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
 from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
-from nanochat.runtime import World, is_memory_error, name_device, read_memory, read_rank
+from nanochat.runtime import World, deterministic_kernels, is_memory_error, name_device, read_memory, read_rank
 from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display
@@ -66,6 +66,7 @@ def fit_batch(job: Job, stage: Literal["base", "mid", "sft"], config: GPTConfig,
         "total_tokens": total_tokens,
         "dtype": str(job.dtype).removeprefix("torch."),
         "compile": job.settings.runtime.compile,
+        "deterministic": job.is_deterministic,
         "torch": torch.__version__,
     }
     kept = read_fit(paths) if world.is_main else None  # other nodes may not see this disk
@@ -195,7 +196,8 @@ class _Probe:
         torch.cuda.reset_peak_memory_stats(self.device)
         fitted = True
         try:
-            self._step(rows)
+            with deterministic_kernels(self.job.is_deterministic):
+                self._step(rows)
             torch.cuda.synchronize(self.device)
         except (MemoryError, RuntimeError) as error:
             if not is_memory_error(error):

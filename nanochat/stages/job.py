@@ -34,6 +34,11 @@ class Job:
     progress: Callable[[int, str], None] = lambda step, phase: None
     stop: StopRequests | None = None
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether training must choose its kernels; those of a CPU repeat their bits anyway."""
+        return self.settings.runtime.deterministic and self.world.device.type == "cuda"
+
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Workspace, RunPaths, Settings]:
     """Read `<home>/runs/<run>/settings.json`, which names the workspace and the run by where it lies.

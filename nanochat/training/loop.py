@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanochat.data.batch import IGNORED
 from nanochat.errors import NumericalError, StoppedError
 from nanochat.model.optim import MuonAdamW
-from nanochat.runtime import World
+from nanochat.runtime import World, deterministic_kernels
 from nanochat.training.metrics import smooth
 from nanochat.training.schedule import lr_multiplier, muon_momentum
 from nanochat.training.stop import StopRequests
@@ -91,6 +91,7 @@ class Recipe:
     save: write a checkpoint of the state; always before the events of a step. save_every: steps between two saves, 0:
     only after the last step; save_seconds: and whenever so much time has gone by since the last.
     progress: told what comes next (how many steps are done, "data", "step", "save" or an event's name).
+    deterministic: take steps with kernels that repeat their bits, for devices where that is not so anyway.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Recipe:
     save_every: int = 0
     save_seconds: float | None = None
     progress: Callable[[int, str], None] = lambda step, phase: None
+    deterministic: bool = False
     events: tuple[Event, ...] = ()
     log_every: int = 1
     flops_per_token: float | None = None
@@ -145,7 +147,8 @@ def train(
         if stopping:
             _stop(recipe, state, saved_step)
         started = time.perf_counter()
-        outcome = _take_step(recipe, state, world)
+        with deterministic_kernels(recipe.deterministic):
+            outcome = _take_step(recipe, state, world)
         _synchronize(world.device)
         seconds = time.perf_counter() - started
         state.seconds += seconds
