@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import write_settings
 from tests.faults.workers import Workers, can_inject
 
-NUM_STEPS = 40
-CHANGES = {"base": {"num_steps": NUM_STEPS, "eval_every": 20}, "checkpoint": {"every": 2}}
+NUM_STEPS = 80
+CHANGES = {"base": {"num_steps": NUM_STEPS, "eval_every": 40}, "checkpoint": {"every": 2}}
 
 
 @pytest.fixture(scope="session")
