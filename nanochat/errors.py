@@ -58,3 +58,9 @@ class StoppedError(NanochatError):
     """Stopped on request with everything saved; `nanochat resume` continues."""
 
     exit_code = 75
+
+
+class InterruptError(NanochatError):
+    """Stopped on request in the middle of work that has to be done again; the hint is the command."""
+
+    exit_code = 130

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nanochat.errors import CapacityError, NanochatError, StoppedError
+from nanochat.errors import CapacityError, InterruptError, NanochatError, StoppedError
 from nanochat.processes import is_running
 
 Status = Literal["running", "done", "stopped", "failed"]
@@ -77,7 +77,7 @@ def end_mark(mark: RankMark, error: BaseException | None, now: float, is_echo: b
     message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
     return replace(
         mark,
-        status="stopped" if isinstance(error, StoppedError) else "failed",
+        status="stopped" if isinstance(error, (StoppedError, InterruptError)) else "failed",
         ended=now,
         exit_code=getattr(error, "exit_code", 1),
         message=message[:2000],
@@ -125,6 +125,15 @@ def clear_marks(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def are_all_done(marks: Sequence[RankMark]) -> bool:
+    """Whether every rank of a launch has come to its end.
+
+    >>> are_all_done([]), are_all_done([RankMark(0, 2, 1, "a", "done")]), are_all_done([RankMark(0, 1, 1, "a", "done")])
+    (False, False, True)
+    """
+    return bool(marks) and len(marks) == marks[0].world_size and all(mark.status == "done" for mark in marks)
+
+
 def find_failed(marks: Sequence[RankMark]) -> list[RankMark]:
     """Ranks that failed or were killed, the culprit first: an own error, then a killed process, then an echo."""
     failed = sorted((mark for mark in marks if mark.status == "failed"), key=lambda mark: mark.ended or 0.0)
@@ -141,7 +150,10 @@ def explain_failure(folder: Path, stage: str, resume: str) -> NanochatError | No
     failed = find_failed(marks)
     if not failed:
         stopped = [mark for mark in marks if mark.status == "stopped"]
-        return StoppedError(stopped[0].message or f"{stage} stopped", resume) if stopped else None
+        if not stopped:
+            return None
+        kind = InterruptError if stopped[0].exit_code == InterruptError.exit_code else StoppedError
+        return kind(stopped[0].message or f"{stage} stopped", resume)
     culprit = failed[0]
     name = f"rank {culprit.rank} of {culprit.world_size}"
     log = log_path(folder, culprit.rank)

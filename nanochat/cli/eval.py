@@ -62,9 +62,12 @@ def evaluate(
         build_task(name, "test", 1)
     if score != "chat":
         check_dataset(invocation, target.settings.data.dataset)
-    check_devices(target.settings.runtime.device, cluster.gpus)
+    check_devices(target.settings.runtime.device, cluster)
     options = ("--of", f"{found.stage}@{found.step}", "--score", score, *override_options(target))
-    code = start("evaluate", invocation, replace(target, changed={}), cluster, options)  # the run's settings stay
+    overrides_again = [word for item in overrides or [] for word in ("--set", item)]
+    again = ("eval", score, str(found), *overrides_again)
+    unchanged = replace(target, changed={})  # the run's settings stay as they are
+    code = start("evaluate", invocation, unchanged, cluster, options, again)
     if code or invocation.dry_run:
         return code
     show_scores(invocation, [item for item in list_scores(found.run) if item.get("stage") == found.stage])

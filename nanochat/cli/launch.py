@@ -162,17 +162,19 @@ def launch_stage(
     *,
     cluster: Cluster = ALONE,
     options: Sequence[str] = (),
+    again: Sequence[str] = (),
     offline: bool = False,
     color: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Run one stage of a run to its end; returns its exit code.
 
-    One process has shown its own errors. Where several were started, the error of the one that failed first is raised.
+    again: the arguments of nanochat that continue it, for hints; default: resume. One process has shown its own errors.
+    Where several were started, the error of the one that failed first is raised.
     """
     environ = child_environ(os.environ, offline, color)
     run = RunPaths(settings.absolute().parent)
-    resume = shlex.join(["nanochat", "resume", run.name, *cluster.options()])
+    resume = shlex.join(["nanochat", *(again or ("resume", run.name)), *cluster.options()])
     options = [*options, "--resume", resume]
     if cluster.is_alone:
         return run_child(stage_command(stage, settings, cluster, options), environ)

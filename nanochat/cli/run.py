@@ -51,12 +51,13 @@ def run_pipeline(
 
 def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Tokenizer, base, mid, sft and eval in order, up to the first that fails; returns its exit code."""
-    trained = False
+    trained, again = False, ("run", "--run", target.run.name)
     for stage in STAGES:
         if is_done(target.run, stage):
             invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
             continue
-        code = start(stage, invocation, target, ALONE if stage == "tokenizer" else cluster)
+        is_tokenizer = stage == "tokenizer"
+        code = start(stage, invocation, target, ALONE if is_tokenizer else cluster, again=again if is_tokenizer else ())
         if code:
             return code
         trained = True
@@ -64,4 +65,4 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
     if not trained and are_scores_done(target.run, target.settings.eval.tasks):
         invocation.console.say("eval is done, skipped")
         return 0
-    return start("evaluate", invocation, target, cluster)
+    return start("evaluate", invocation, target, cluster, again=again)

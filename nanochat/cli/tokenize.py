@@ -38,7 +38,8 @@ def train_tokenizer(
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
     else:
         check_dataset(invocation, target.settings.data.dataset)
-        code = start("tokenizer", invocation, target)
+        again = ("tokenize", "train", "--run", target.run.name)
+        code = start("tokenizer", invocation, target, again=again)
         if code or invocation.dry_run:
             return code
     if invocation.as_json:

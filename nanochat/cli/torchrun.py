@@ -22,13 +22,14 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from nanochat.errors import DataError, StoppedError, UsageError
+from nanochat.errors import DataError, InterruptError, StoppedError, UsageError
 from nanochat.processes import end_with_parent, send_signal
-from nanochat.ranks import RankError, clear_marks, explain_failure, find_failed, read_marks
+from nanochat.ranks import RankError, are_all_done, clear_marks, explain_failure, find_failed, read_marks
 
-INTERRUPTED = 130
+INTERRUPTED = InterruptError.exit_code
 LEFTOVER_SECONDS = 8.0  # after a rank has ended badly, for the others to end by themselves
 POLL_SECONDS = 0.5
+EXAMPLE_ENDPOINT = "NODE0:29500"
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """A store of its own for every start of the ranks: in a shared one, those that start again find the addresses of the
@@ -64,7 +65,7 @@ class Cluster:
         words = ["--gpus", str(self.gpus)] if self.gpus > 1 else []
         if self.nodes > 1:
             words += ["--nodes", str(self.nodes), "--node-rank", str(self.node_rank)]
-            words += ["--rdzv-endpoint", self.rdzv_endpoint]
+            words += ["--rdzv-endpoint", self.rdzv_endpoint or EXAMPLE_ENDPOINT]
         return words + (["--max-restarts", str(self.max_restarts)] if self.max_restarts else [])
 
     def check(self) -> "Cluster":
@@ -77,14 +78,17 @@ class Cluster:
             raise UsageError(f"--max-restarts {self.max_restarts} is less than 0", "--max-restarts 0")
         if not 0 <= self.node_rank < self.nodes:
             raise UsageError(f"--node-rank {self.node_rank} is not in 0 to {self.nodes - 1}", "--node-rank 0")
-        if self.nodes > 1 and not self.rdzv_endpoint:
-            raise UsageError(
-                f"{self.nodes} nodes need a place to meet: HOST:PORT of node 0, the same on all",
-                "--rdzv-endpoint NODE0:29500",
-            )
         if self.rdzv_endpoint:
             split_endpoint(self.rdzv_endpoint)
         return self
+
+    def check_meeting(self) -> None:
+        """Raise UsageError where several nodes are to start and do not know where to meet."""
+        if self.nodes > 1 and not self.rdzv_endpoint:
+            raise UsageError(
+                f"{self.nodes} nodes need a place to meet: HOST:PORT of node 0, the same on all",
+                f"--rdzv-endpoint {EXAMPLE_ENDPOINT}",
+            )
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
@@ -98,7 +102,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
             return parts.hostname, parts.port
     except ValueError:
         pass
-    raise UsageError(f"--rdzv-endpoint {endpoint!r} is not HOST:PORT", "--rdzv-endpoint NODE0:29500")
+    raise UsageError(f"--rdzv-endpoint {endpoint!r} is not HOST:PORT", f"--rdzv-endpoint {EXAMPLE_ENDPOINT}")
 
 
 def torchrun_command(worker: Sequence[str], cluster: Cluster, name: str = "", local_address: str = "") -> list[str]:
@@ -199,12 +203,12 @@ def run_ranks(
         code = ranks.wait()
     if code == INTERRUPTED:
         return code
-    error = explain_failure(folder, stage, resume)
-    if ranks.is_stopping and not isinstance(error, StoppedError) and (error is not None or code):
-        never_started = all(mark.phase == "start" for mark in read_marks(folder))
-        error = (
-            StoppedError(f"{stage} stopped before its first step; nothing is lost", resume) if never_started else error
-        )
+    error, marks = explain_failure(folder, stage, resume), read_marks(folder)
+    if are_all_done(marks):  # torchrun alone was stopped, on its way out
+        return 0
+    if ranks.is_stopping and not isinstance(error, (StoppedError, InterruptError)) and (error is not None or code):
+        if all(mark.phase == "start" for mark in marks):
+            error = StoppedError(f"{stage} stopped before its first step; nothing is lost", resume)
     if error is None and code:
         last = _last_line(log, start)
         error = RankError(f"torchrun ended with status {code}: {last or 'it said nothing'}", f"less {log}", 4)

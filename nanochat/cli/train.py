@@ -91,9 +91,17 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
 
 
 def start(
-    stage: str, invocation: Invocation, target: Target, cluster: Cluster = ALONE, options: tuple[str, ...] = ()
+    stage: str,
+    invocation: Invocation,
+    target: Target,
+    cluster: Cluster = ALONE,
+    options: tuple[str, ...] = (),
+    again: tuple[str, ...] = (),
 ) -> int:
-    """Write the settings and run the stage's worker; a dry run shows what would be started."""
+    """Write the settings and run the stage's worker; a dry run shows what would be started.
+
+    again: the arguments of nanochat that continue it where `resume` does not.
+    """
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
     shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
     if invocation.dry_run:
@@ -107,6 +115,7 @@ def start(
         target.run.settings,
         cluster=cluster,
         options=flags,
+        again=again,
         offline=invocation.offline,
         color=invocation.color,
         say=invocation.console.say,
@@ -129,14 +138,16 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"--set {stage}.mixture=letters:5000,identity",
             )
         build_mixture(mixture, "train", settings.runtime.seed)
-    check_devices(settings.runtime.device, cluster.gpus)
+    check_devices(settings.runtime.device, cluster)
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
 
 
-def check_devices(device: str, gpus: int) -> None:
-    """Raise UsageError where this machine has fewer GPUs than processes, one each. Without any: --device cpu."""
+def check_devices(device: str, cluster: Cluster) -> None:
+    """Raise UsageError where the nodes cannot meet or this one has fewer GPUs than processes. Without: --device cpu."""
+    cluster.check_meeting()
+    gpus = cluster.gpus
     if gpus > 1 and device in ("auto", "cuda") and not Path("/dev/kfd").exists():  # AMD's are not counted here
         from nanochat.report.environment import gpu_names
 

@@ -108,8 +108,8 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
     workspace, run, settings = read_settings(options.settings, options.set)
     watch.hang_seconds = settings.runtime.hang_seconds
     resume = options.resume or f"nanochat resume {run.name}"
-    catches = rank.is_managed or options.stage in ("base", "mid", "sft")
-    with StopRequests(options.stage, resume, display.say) if catches else contextlib.nullcontext() as stop:
+    is_resumable = options.stage in ("base", "mid", "sft")
+    with StopRequests(options.stage, resume, display.say, is_resumable) as stop:
         torch.set_float32_matmul_precision("high")
         use_all_cores()
         prepare_compile(workspace.home / "compile")

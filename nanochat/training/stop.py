@@ -6,22 +6,25 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from nanochat.errors import StoppedError
+from nanochat.errors import InterruptError, StoppedError
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """Ctrl-C; kill, a preemption or a scheduler's limit; its warning before that; a closed terminal."""
-INTERRUPTED = 130
+INTERRUPTED = InterruptError.exit_code
 
 
 class StopRequests:
     """Turn the first signal into `requested`; a second Ctrl-C leaves at once. Use as a context manager.
 
     Until `defer()` the first signal raises StoppedError: nothing has been done that could be lost. name: what stops.
-    say: prints a line.
+    say: prints a line. is_resumable: whether it can go on where it stopped; if not, the first signal raises
+    InterruptError.
     """
 
-    def __init__(self, name: str, resume_hint: str = "", say: Callable[[str], None] | None = None) -> None:
-        self.name, self.resume_hint = name, resume_hint
+    def __init__(
+        self, name: str, resume_hint: str = "", say: Callable[[str], None] | None = None, is_resumable: bool = True
+    ) -> None:
+        self.name, self.resume_hint, self.is_resumable = name, resume_hint, is_resumable
         self.requested = False
         self.lost: Callable[[], str] = lambda: "nothing is lost"
         """What leaving right now would lose, as a phrase."""
@@ -52,6 +55,8 @@ class StopRequests:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.requested:
             self.requested = True
+            if not self.is_resumable:
+                raise InterruptError(f"{self.name} was interrupted; what it had finished is kept", self.resume_hint)
             if not self._is_deferred:
                 raise StoppedError(f"{self.name} stopped before its first step; nothing is lost", self.resume_hint)
             if number == signal.SIGINT:

@@ -70,7 +70,8 @@ def run_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(run_rank, (str(folder),), nprocs=2, join=False)
+    context = mp.spawn(run_rank, (str(folder),), nprocs=2, join=False)  # type: ignore[attr-defined]
+    assert context is not None
     end = time.monotonic() + 60
     while not context.join(timeout=1):
         assert time.monotonic() < end, "a rank waits for the other for ever"

@@ -212,3 +212,15 @@ def test_a_session_answers_with_the_trained_model(trained_home: Path) -> None:
     pieces = list(session.send("How many r are in strawberry?"))
     assert session.name == "whole/sft@" + str(Workspace(trained_home).run("whole").stage("sft").steps()[-1])
     assert all(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_says_how_to_start_it_again(
+    trained_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr("nanochat.stages.evaluate.measure_bits", lambda *_arguments: os.kill(os.getpid(), number))
+    settings = trained_home / "runs" / "whole" / "settings.json"
+    assert main(["evaluate", str(settings), "--of", "base", "--resume", "nanochat eval all whole"]) == 130
+    error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert error == "error: evaluate was interrupted; what it had finished is kept"
+    assert hint == "hint:  nanochat eval all whole"
