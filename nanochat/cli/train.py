@@ -127,6 +127,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
     from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
     from nanochat.tasks.catalog import build_mixture
 
+    check_devices(settings.runtime.device, cluster)
     if stage == "base":
         plan: Any = plan_base(settings, cluster.world_size)
     else:
@@ -138,7 +139,6 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"--set {stage}.mixture=letters:5000,identity",
             )
         build_mixture(mixture, "train", settings.runtime.seed)
-    check_devices(settings.runtime.device, cluster)
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
