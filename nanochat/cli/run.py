@@ -10,6 +10,7 @@ from nanochat.cli.target import Target, check_dataset, choose_target, is_done, r
 from nanochat.cli.torchrun import Cluster
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
+from nanochat.errors import MissingError
 
 STAGES = ("tokenizer", "base", "mid", "sft")
 
@@ -31,12 +32,17 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(overrides, track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
+    if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
+        raise MissingError(
+            f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",
+            f"nanochat tokenize train {target.choice}  # on one node; then this again, on all",
+        )
     if not invocation.dry_run and not all(is_done(target.run, stage) for stage in STAGES[:2]):
         check_dataset(invocation, target.settings.data.dataset)
     code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
-    written = write_report(target.run)
+    written = write_report(target.run) if cluster.node_rank == 0 else ()
     if invocation.as_json:
         results = {stage: read_result(target.run, stage) for stage in STAGES}
         invocation.console.show_json(

@@ -196,7 +196,7 @@ def run_ranks(
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks
-            preexec_fn=partial(end_with_parent, os.getpid()),
+            preexec_fn=partial(_prepare_torchrun, os.getpid()),
         )
     ranks = _Ranks(process, folder, say)
     with ranks.catching_signals():
@@ -215,6 +215,12 @@ def run_ranks(
     if error is not None:
         raise error
     return 0
+
+
+def _prepare_torchrun(parent: int) -> None:
+    """In the child. A scheduler may warn every process of the job with SIGUSR1, which would end torchrun."""
+    end_with_parent(parent)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class _Ranks:

@@ -69,6 +69,13 @@ TABLE = [
         "--node-rank 2 is not in 0 to 1",
         "--rdzv-endpoint a:1 --node-rank 0",
     ),
+    (
+        "run --preset demo --device cpu --nodes 2 --rdzv-endpoint a:1 --set batch.device_batch_size=8",
+        nothing,
+        3,
+        "run 'demo' has no tokenizer, and one node makes it",
+        "nanochat tokenize train --preset demo",
+    ),
     ("train base --preset demo --nodes 0", nothing, 2, "nodes = 0 is less than 1", "--nodes 1"),
     ("train base --preset demo --max-restarts -1", nothing, 2, "--max-restarts -1 is less than 0", "--max-restarts 0"),
     ("train base --preset demo --gpus all --device cpu", nothing, 2, "no GPU to count", "--device cpu --gpus 2"),
