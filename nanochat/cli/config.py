@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_target
-from nanochat.cli.torchrun import Cluster
 
 app = new_group("See and check settings.")
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
-from nanochat.cli.torchrun import Cluster
 from nanochat.cli.train import check_devices, start
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath, RunPaths

@@ -14,14 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from nanochat.cli.torchrun import (
-    Cluster,
-    find_interface,
-    find_local_address,
-    name_terminal,
-    run_ranks,
-    torchrun_command,
-)
+from nanochat.cli.cluster import Cluster, find_interface, find_local_address
+from nanochat.cli.torchrun import name_terminal, run_ranks, torchrun_command
 from nanochat.errors import CapacityError, UsageError
 from nanochat.paths import RunPaths
 from nanochat.processes import end_with_parent

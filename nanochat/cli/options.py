@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import Console
 from nanochat.cli.launch import count_gpus, is_offline, read_environ, resolve_home
-from nanochat.cli.torchrun import Cluster
 from nanochat.errors import UsageError
 from nanochat.paths import Workspace
 

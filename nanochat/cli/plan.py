@@ -6,12 +6,12 @@ from typing import Any
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.config import resolve
 from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
-from nanochat.cli.torchrun import Cluster
 
 
 def register(app: typer.Typer) -> None:

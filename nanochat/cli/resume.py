@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command
 from nanochat.cli.target import choose_run, choose_target, has_started, is_done
-from nanochat.cli.torchrun import Cluster
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
 from nanochat.errors import MissingError

@@ -2,12 +2,12 @@
 
 import typer
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import are_scores_done, list_scores
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
-from nanochat.cli.torchrun import Cluster
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.errors import MissingError

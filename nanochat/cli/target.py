@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "runtime.hang_seconds"}
-    | {"runtime.track", "batch.device_batch_size"}
+    | {"runtime.track", "runtime.deterministic", "batch.device_batch_size"}
     | {f"checkpoint.{name}" for name in ("every", "keep", "keep_best", "keep_every")}
     | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
 )

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, launch_stage, stage_command
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
-from nanochat.cli.torchrun import Cluster
 from nanochat.cli.tracking import Track, add_track, check_tracker
 from nanochat.errors import MissingError, UsageError
 

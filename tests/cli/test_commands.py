@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.cli import train as train_module
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
 from nanochat.cli.options import check_utf8, read_utf8
-from nanochat.cli.torchrun import Cluster
 from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
