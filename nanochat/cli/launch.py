@@ -177,9 +177,9 @@ def launch_stage(
         address = find_local_address(cluster.rdzv_endpoint)
         environ.setdefault("GLOO_SOCKET_IFNAME", find_interface(address))
         say(f"node {cluster.node_rank} of {cluster.nodes}: meeting the others at {cluster.rdzv_endpoint}")
-    command = stage_command(stage, settings, cluster, [*options, "--terminal", name_terminal()], address)
-    code = run_ranks(command, environ, run.logs(stage), stage, resume, say, is_host=cluster.node_rank == 0)
-    return code
+    terminal = name_terminal() if cluster.nodes == 1 else ""
+    command = stage_command(stage, settings, cluster, [*options, "--terminal", terminal], address)
+    return run_ranks(command, environ, run.logs(stage), stage, resume, say, cluster)
 
 
 def _end_session(process: subprocess.Popen) -> None:

@@ -21,7 +21,7 @@ from types import FrameType
 from nanochat.cli.cluster import Cluster
 from nanochat.errors import InterruptError, StoppedError
 from nanochat.processes import end_with_parent, send_signal
-from nanochat.ranks import RankError, are_all_done, clear_marks, explain_failure, find_failed, read_marks
+from nanochat.ranks import RankError, are_all_done, clear_marks, explain_failure, find_failed, log_path, read_marks
 
 INTERRUPTED = InterruptError.exit_code
 LEFTOVER_SECONDS = 8.0  # after a rank has ended badly, for the others to end by themselves
@@ -79,17 +79,19 @@ def run_ranks(
     stage: str,
     resume: str,
     say: Callable[[str], None],
-    is_host: bool = True,
+    cluster: Cluster,
 ) -> int:
     """Run torchrun to its end; returns 0, or 130 where a second Ctrl-C left the ranks.
 
-    folder: of the stage's logs, where torchrun's own output goes too. resume: the command that continues. is_host:
-    forgets the marks of an earlier launch. Raises the error of the rank that failed first.
+    folder: of the stage's logs, where torchrun's own output goes too. resume: the command that continues. Of several
+    nodes the first forgets the marks of an earlier launch and says what rank 0 writes to its log, wherever that one
+    is: torchrun numbers the ranks by the addresses of their nodes. Raises the error of the rank that failed first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if is_host:
+    if cluster.node_rank == 0:
         clear_marks(folder)
-    log = folder / "torchrun.log"
+    log = folder / ("torchrun.log" if cluster.nodes == 1 else f"torchrun_{cluster.node_rank:03d}.log")
+    followed = _Tail(log_path(folder, 0), say) if cluster.nodes > 1 and cluster.node_rank == 0 else None
     with log.open("ab") as output:
         start = output.tell()
         process = subprocess.Popen(
@@ -101,9 +103,11 @@ def run_ranks(
             start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks
             preexec_fn=partial(_prepare_torchrun, os.getpid()),
         )
-    ranks = _Ranks(process, folder, say)
+    ranks = _Ranks(process, folder, followed)
     with ranks.catching_signals():
         code = ranks.wait()
+    if followed:
+        followed.read()
     if code == INTERRUPTED:
         return code
     error, marks = explain_failure(folder, stage, resume), read_marks(folder)
@@ -129,8 +133,8 @@ def _prepare_torchrun(parent: int) -> None:
 class _Ranks:
     """The ranks of this node while torchrun holds them."""
 
-    def __init__(self, process: subprocess.Popen, folder: Path, say: Callable[[str], None]) -> None:
-        self.process, self.folder, self.say = process, folder, say
+    def __init__(self, process: subprocess.Popen, folder: Path, followed: "_Tail | None") -> None:
+        self.process, self.folder, self.followed = process, folder, followed
         self.is_stopping = self.is_left = False
         self._failed_at: float | None = None
         self._stopped_at: float | None = None
@@ -157,6 +161,8 @@ class _Ranks:
             if self.is_left:
                 self._leave()
                 return INTERRUPTED
+            if self.followed:
+                self.followed.read()
             self._end_leftovers()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -202,6 +208,23 @@ class _Ranks:
                 was_there = self._failed_at is not None and mark.started < self._failed_at
                 if (is_failing and was_there) or (is_stuck and mark.phase == "start"):
                     send_signal(mark.pid, signal.SIGKILL)
+
+
+class _Tail:
+    """Says the lines that are added to a file, from now on."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path, self.say = path, say
+        self._place = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> None:
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(self._place)
+            whole = file.read().rpartition(b"\n")[0]
+            if whole:
+                self._place += len(whole) + 1
+                for line in whole.decode(errors="replace").split("\n"):
+                    self.say(line)
 
 
 def _last_line(path: Path, start: int) -> str:

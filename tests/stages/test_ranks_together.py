@@ -240,6 +240,7 @@ def test_two_agents_that_meet_at_an_address_train_like_one(trained_home: Path, s
     nodes = ("--nodes", "2", "--rdzv-endpoint", f"127.0.0.1:{find_free_port()}")
     launches = [Launch(settings, *ranks(1, *nodes, "--node-rank", str(node))) for node in (0, 1)]
     assert [launch.wait() for launch in launches] == [0, 0], [launch.text for launch in launches]
+    assert ["base 20/20 (100%)" in launch.text for launch in launches] == [True, False], "node 0 shows how far it is"
     whole = RunPaths(trained_home / "runs" / "whole")
     assert read_losses(launches[0].run) == pytest.approx(read_losses(whole), abs=1e-6)
     assert json.loads(launches[0].run.stage("base").result.read_text())["world_size"] == 2
