@@ -5,7 +5,7 @@
 #   sbatch --nodes 2 slurm.sh --preset d12 --set data.dataset=mine
 #
 # Slurm warns with SIGUSR1 five minutes before the time limit. Training then finishes its step, saves and ends with
-# exit code 75, and the job queues itself again: the same command goes on where it stopped.
+# exit code 75, an evaluation with 130, and the job queues itself again: the same command goes on where it stopped.
 #SBATCH --job-name=nanochat
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -29,7 +29,7 @@ srun --kill-on-bad-exit=1 bash -c 'exec nanochat run "$@" --gpus all --max-resta
     --nodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --rdzv-endpoint "$0"' "$first:$port" "$@"
 code=$?
 
-if [ "$code" -eq 75 ]; then
+if [ "$code" -eq 75 ] || [ "$code" -eq 130 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

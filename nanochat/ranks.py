@@ -3,11 +3,14 @@
 Standard library only. A rank says that it lives and where it stands; one that ended without a word was killed.
 """
 
+import contextlib
 import json
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +27,7 @@ FINAL_EXIT_CODES = (2, 3, 5, 6, 7)
 class RankMark:
     """A rank's last word.
 
+    launch: a word of the launcher's own, which no other launch has. boot: of the machine and its process ids.
     started, beat, since, ended: seconds since 1970 of the start, of the last sign of life, of the last progress, of the
     end. phase: "start", "data", "step" or the name of an event. is_echo: it failed only because another rank did.
     """
@@ -32,6 +36,8 @@ class RankMark:
     world_size: int
     pid: int
     host: str
+    launch: str = ""
+    boot: str = ""
     status: Status = "running"
     step: int = 0
     phase: str = "start"
@@ -49,7 +55,8 @@ class RankMark:
 
     @property
     def is_here(self) -> bool:
-        return self.host == socket.gethostname()
+        """Whether its process id means the same to this process: host names repeat, among containers too."""
+        return (self.host, self.boot) == (socket.gethostname(), name_boot())
 
     @property
     def is_killed(self) -> bool:
@@ -65,9 +72,20 @@ class RankError(NanochatError):
         self.exit_code = exit_code
 
 
-def new_mark(rank: int, world_size: int, now: float) -> RankMark:
+@cache
+def name_boot() -> str:
+    """This start of the machine and this namespace of process ids; "" where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def new_mark(rank: int, world_size: int, now: float, launch: str = "") -> RankMark:
     """The first mark of this process."""
-    return RankMark(rank, world_size, os.getpid(), socket.gethostname(), started=now, beat=now, since=now)
+    host = socket.gethostname()
+    return RankMark(rank, world_size, os.getpid(), host, launch, name_boot(), started=now, beat=now, since=now)
 
 
 def end_mark(mark: RankMark, error: BaseException | None, now: float, is_echo: bool = False) -> RankMark:
@@ -100,11 +118,24 @@ def log_path(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:03d}.log"
 
 
-def write_mark(folder: Path, mark: RankMark) -> None:
-    """Replace a rank's mark in one step."""
-    temporary = folder / f".rank_{mark.rank:03d}.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(mark)) + "\n", encoding="utf-8")
-    temporary.replace(folder / f"rank_{mark.rank:03d}.json")
+def write_mark(folder: Path, mark: RankMark) -> bool:
+    """Replace a rank's mark in one step; where the disk is full, in place. Returns whether it stands there."""
+    temporary, path = folder / f".rank_{mark.rank:03d}.{os.getpid()}", folder / f"rank_{mark.rank:03d}.json"
+    text = json.dumps(asdict(mark)) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        return True
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    try:
+        with path.open("r+", encoding="utf-8") as file:  # its block is there already
+            file.write(text)
+            file.truncate()
+        return True
+    except OSError:
+        return False
 
 
 def read_marks(folder: Path) -> list[RankMark]:
@@ -116,6 +147,14 @@ def read_marks(folder: Path) -> list[RankMark]:
         except (OSError, ValueError, TypeError):
             continue
     return marks
+
+
+def leave_out_stale(marks: Sequence[RankMark], launch: str, launched: float) -> list[RankMark]:
+    """Without what an earlier launch has left: marks of others whose last word came before this launch.
+
+    launched: seconds since 1970. The clocks of two machines may differ by a few seconds.
+    """
+    return [mark for mark in marks if mark.launch == launch or max(mark.beat, mark.ended or 0) > launched - 5]
 
 
 def clear_marks(folder: Path) -> None:
@@ -141,12 +180,13 @@ def find_failed(marks: Sequence[RankMark]) -> list[RankMark]:
     return own + [mark for mark in marks if mark.is_killed] + [mark for mark in failed if mark.is_echo]
 
 
-def explain_failure(folder: Path, stage: str, resume: str) -> NanochatError | None:
+def explain_failure(
+    folder: Path, marks: Sequence[RankMark], stage: str, resume: str, signals: Mapping[int, int] | None = None
+) -> NanochatError | None:
     """The error of the first rank that failed; where none did but one stopped on request, that; else None.
 
-    resume: the command that continues.
+    resume: the command that continues. signals: which signal ended a process, by its id, as far as that is known.
     """
-    marks = read_marks(folder)
     failed = find_failed(marks)
     if not failed:
         stopped = [mark for mark in marks if mark.status == "stopped"]
@@ -158,6 +198,13 @@ def explain_failure(folder: Path, stage: str, resume: str) -> NanochatError | No
     name = f"rank {culprit.rank} of {culprit.world_size}"
     log = log_path(folder, culprit.rank)
     if culprit.is_killed:
+        number = (signals or {}).get(culprit.pid, signal.SIGKILL)
+        if number != signal.SIGKILL:
+            return RankError(
+                f"{name} (process {culprit.pid}) was ended by {name_signal(number)} at step {culprit.step}",
+                f"less {log}",
+                1,
+            )
         return CapacityError(
             f"{name} (process {culprit.pid}) was killed at step {culprit.step}, most likely because memory ran out; "
             f"its log is {log}",
@@ -169,19 +216,39 @@ def explain_failure(folder: Path, stage: str, resume: str) -> NanochatError | No
     return RankError(f"{name}: {culprit.message}", hint, culprit.exit_code or 1)
 
 
-def explain_hang(peers: Sequence[RankMark], own: RankMark, silent_seconds: float, hang_seconds: float) -> str:
+def name_signal(number: int) -> str:
+    """
+    >>> name_signal(6), name_signal(64000)
+    ('SIGABRT', 'signal 64000')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@dataclass(frozen=True)
+class HangLimits:
+    """Seconds. silent: without a sign of life; stuck: without progress while another rank is at another place."""
+
+    silent: float
+    stuck: float
+
+
+def explain_hang(
+    peers: Sequence[RankMark], own: RankMark, quiet: Mapping[int, float], stuck: float, limits: HangLimits
+) -> str:
     """Name the ranks that this one waits for; "" where all is well.
 
-    silent_seconds: without a sign of life; hang_seconds: without progress while another rank is at another place. The
-    clock of both is own.beat.
+    quiet: seconds for which this rank has seen a peer's mark unchanged, by rank; stuck: for which it has not come on.
+    Both are of this rank's own clock: those of two machines differ.
     """
-    now = own.beat
-    silent = [mark for mark in peers if mark.status == "running" and now - mark.beat > silent_seconds]
+    silent = [mark for mark in peers if mark.status == "running" and quiet.get(mark.rank, 0) > limits.silent]
     if silent:
-        quiet = now - min(mark.beat for mark in silent)
-        return f"{', '.join(map(str, silent))} has given no sign of life for {quiet:.0f} s: it is stopped or cut off"
-    if now - own.since <= hang_seconds:
+        longest = max(quiet[mark.rank] for mark in silent)
+        return f"{', '.join(map(str, silent))} has given no sign of life for {longest:.0f} s: it is stopped or cut off"
+    if stuck <= limits.stuck:
         return ""
     behind = [mark for mark in peers if (mark.step, mark.phase) != (own.step, own.phase)]
     places = ", ".join(f"{mark} is in phase {mark.phase!r} after step {mark.step}" for mark in behind)
-    return f"no progress for {now - own.since:.0f} s after step {own.step}: {places}" if behind else ""
+    return f"no progress for {stuck:.0f} s after step {own.step}: {places}" if behind else ""

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -343,12 +344,20 @@ def open_terminal(path: str) -> TextIO | None:
     return None
 
 
-def open_world(device: torch.device) -> World:
-    """Join the processes that torchrun started, or be alone. Collective: every rank calls this."""
+MOST_SECONDS = 1e7  # torch keeps a timeout in nanoseconds of 64 bits
+
+
+def open_world(device: torch.device, hang_seconds: float = 600) -> World:
+    """Join the processes that torchrun started, or be alone. Collective: every rank calls this.
+
+    hang_seconds: after so long the ranks that are waited for are named (stages/watch.py). torch's own limit for a
+    collective, which names nobody and aborts, comes later.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return World(device=device)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    timeout = timedelta(seconds=min(max(2 * hang_seconds, hang_seconds + 600), MOST_SECONDS))
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UsageError(
@@ -358,7 +367,7 @@ def open_world(device: torch.device) -> World:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timeout)
     return World(rank, local_rank, world_size, device)

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from nanochat.cli.cluster import Cluster, find_interface, find_local_address
-from nanochat.cli.torchrun import name_terminal, run_ranks, torchrun_command
-from nanochat.errors import CapacityError, UsageError
+from nanochat.cli.torchrun import Launch, name_terminal, run_ranks, torchrun_command
+from nanochat.errors import CapacityError, StoppedError, UsageError
 from nanochat.paths import RunPaths
 from nanochat.processes import end_with_parent
 
@@ -103,22 +103,23 @@ def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool
     return values
 
 
-def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None, launch: Launch | None = None) -> int:
     """Run a command to its end and return its exit code; 128 + the signal where one ended it.
 
     Ctrl-C reaches the child through the terminal, other requests to stop are handed on: the child saves and stops.
-    Raises CapacityError where the system killed it.
+    launch: notes that there was one. Raises CapacityError where the system killed it.
     """
+    launch = launch or Launch()
     process = subprocess.Popen(
         command, env=dict(environ) if environ is not None else None, preexec_fn=partial(end_with_parent, os.getpid())
     )
-    with _handing_on(process):
+    with _handing_on(process, launch):
         while True:
             try:
                 code = process.wait()
                 break
             except KeyboardInterrupt:
-                continue
+                launch.is_stopping = True
     if code == -signal.SIGKILL:
         raise CapacityError(
             "the system killed the worker, most likely because memory ran out",
@@ -157,6 +158,7 @@ def launch_stage(
     cluster: Cluster = ALONE,
     options: Sequence[str] = (),
     again: Sequence[str] = (),
+    following: str = "",
     offline: bool = False,
     color: bool = True,
     say: Callable[[str], None] = lambda text: None,
@@ -164,22 +166,42 @@ def launch_stage(
     """Run one stage of a run to its end; returns its exit code.
 
     again: the arguments of nanochat that continue it, for hints; default: resume. One process has shown its own errors.
-    Where several were started, the error of the one that failed first is raised.
+    Where several were started, the error of the one that failed first is raised. following: what the caller starts
+    next; a request to stop that came too late for this stage raises StoppedError before that.
     """
     environ = child_environ(os.environ, offline, color)
     run = RunPaths(settings.absolute().parent)
     resume = shlex.join(["nanochat", *(again or ("resume", run.name)), *cluster.options()])
-    options = [*options, "--resume", resume]
+    options, launch = [*options, "--resume", resume], Launch()
     if cluster.is_alone:
-        return run_child(stage_command(stage, settings, cluster, options), environ)
+        code = run_child(stage_command(stage, settings, cluster, options), environ, launch)
+    else:
+        code = _launch_ranks(stage, run, cluster, options, environ, resume, say, launch)
+    if not code and following and launch.is_stopping:
+        hint = shlex.join(["nanochat", "run", "--run", run.name, *cluster.options()])
+        raise StoppedError(f"{stage} is done; stopped before {following}", hint)
+    return code
+
+
+def _launch_ranks(
+    stage: str,
+    run: RunPaths,
+    cluster: Cluster,
+    options: Sequence[str],
+    environ: dict[str, str],
+    resume: str,
+    say: Callable[[str], None],
+    launch: Launch,
+) -> int:
     address = ""
     if cluster.nodes > 1:
         address = find_local_address(cluster.rdzv_endpoint)
         environ.setdefault("GLOO_SOCKET_IFNAME", find_interface(address))
         say(f"node {cluster.node_rank} of {cluster.nodes}: meeting the others at {cluster.rdzv_endpoint}")
     terminal = name_terminal() if cluster.nodes == 1 else ""
-    command = stage_command(stage, settings, cluster, [*options, "--terminal", terminal], address)
-    return run_ranks(command, environ, run.logs(stage), stage, resume, say, cluster)
+    options = [*options, "--launch", launch.word, "--terminal", terminal]
+    command = stage_command(stage, run.settings, cluster, options, address)
+    return run_ranks(command, environ, run.logs(stage), stage, resume, say, cluster, launch)
 
 
 def _end_session(process: subprocess.Popen) -> None:
@@ -192,13 +214,18 @@ def _end_session(process: subprocess.Popen) -> None:
 
 
 @contextmanager
-def _handing_on(process: subprocess.Popen) -> Iterator[None]:
+def _handing_on(process: subprocess.Popen, launch: Launch) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in HANDED_ON if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-    before = {n: signal.signal(n, lambda number, _frame: process.send_signal(number)) for n in numbers}
+
+    def hand_on(number: int, _frame: object) -> None:
+        launch.is_stopping = True
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in numbers}
     try:
         yield
     finally:

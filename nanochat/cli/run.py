@@ -62,8 +62,11 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
         if is_done(target.run, stage):
             invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
             continue
-        is_tokenizer = stage == "tokenizer"
-        code = start(stage, invocation, target, ALONE if is_tokenizer else cluster, again=again if is_tokenizer else ())
+        following = (*STAGES, "eval")[STAGES.index(stage) + 1]
+        if stage == "tokenizer":
+            code = start(stage, invocation, target, again=again, following=following)
+        else:
+            code = start(stage, invocation, target, cluster, following=following)
         if code:
             return code
         trained = True

@@ -7,6 +7,8 @@ behind and that a request to stop reaches them is done here, by the marks that t
 import contextlib
 import fcntl
 import os
+import re
+import secrets
 import signal
 import stat
 import subprocess
@@ -14,21 +16,35 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from nanochat.cli.cluster import Cluster
 from nanochat.errors import InterruptError, StoppedError
-from nanochat.processes import end_with_parent, send_signal
-from nanochat.ranks import RankError, are_all_done, clear_marks, explain_failure, find_failed, log_path, read_marks
+from nanochat.processes import end_with_parent, is_running, send_signal
+from nanochat.ranks import (
+    RankError,
+    RankMark,
+    are_all_done,
+    clear_marks,
+    explain_failure,
+    find_failed,
+    leave_out_stale,
+    log_path,
+    read_marks,
+)
 
 INTERRUPTED = InterruptError.exit_code
 LEFTOVER_SECONDS = 8.0  # after a rank has ended badly, for the others to end by themselves
+ORPHAN_SECONDS = 60.0  # torchrun itself was killed: for its ranks, which are told by the system, to save
 POLL_SECONDS = 0.5
-ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 """A store of its own for every start of the ranks: in a shared one, those that start again find the addresses of the
-dead and wait for them for ever (seen with torch 2.15 and gloo)."""
+dead and wait for them for ever (seen with torch 2.15 and gloo). And time to save a large model, where it is torchrun
+that hears of the stop: its own 30 s are for less (older than torch 2.12, which knows no other)."""
+FAILED = re.compile(r"exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
@@ -72,6 +88,30 @@ def name_terminal() -> str:
     return ""
 
 
+@dataclass
+class Launch:
+    """One start of a stage's processes. word: that no other launch has, and the marks of its ranks carry.
+
+    started: seconds since 1970. is_stopping: someone has asked it to stop.
+    """
+
+    word: str = field(default_factory=lambda: secrets.token_hex(8))
+    started: float = field(default_factory=time.time)
+    is_stopping: bool = False
+
+    def read_marks(self, folder: Path) -> list[RankMark]:
+        """The marks of this launch, other nodes' too."""
+        return leave_out_stale(read_marks(folder), self.word, self.started)
+
+    def own_marks(self, folder: Path) -> list[RankMark]:
+        """Those of the ranks that this process has started."""
+        return [mark for mark in read_marks(folder) if mark.launch == self.word]
+
+    def running_marks(self, folder: Path) -> list[RankMark]:
+        """Those of them that have said no last word and live."""
+        return [mark for mark in self.own_marks(folder) if mark.status == "running" and is_running(mark.pid)]
+
+
 def run_ranks(
     command: Sequence[str],
     environ: Mapping[str, str],
@@ -80,12 +120,14 @@ def run_ranks(
     resume: str,
     say: Callable[[str], None],
     cluster: Cluster,
+    launch: Launch,
 ) -> int:
     """Run torchrun to its end; returns 0, or 130 where a second Ctrl-C left the ranks.
 
-    folder: of the stage's logs, where torchrun's own output goes too. resume: the command that continues. Of several
-    nodes the first forgets the marks of an earlier launch and says what rank 0 writes to its log, wherever that one
-    is: torchrun numbers the ranks by the addresses of their nodes. Raises the error of the rank that failed first.
+    folder: of the stage's logs, where torchrun's own output goes too. resume: the command that continues. launch: the
+    worker's command names its word. Of several nodes the first forgets the marks of an earlier launch and says what
+    rank 0 writes to its log, wherever that one is: torchrun numbers the ranks by the addresses of their nodes. Raises
+    the error of the rank that failed first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if cluster.node_rank == 0:
@@ -103,22 +145,28 @@ def run_ranks(
             start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks
             preexec_fn=partial(_prepare_torchrun, os.getpid()),
         )
-    ranks = _Ranks(process, folder, followed)
+    ranks = _Ranks(process, folder, followed, launch)
     with ranks.catching_signals():
         code = ranks.wait()
     if followed:
         followed.read()
     if code == INTERRUPTED:
         return code
-    error, marks = explain_failure(folder, stage, resume), read_marks(folder)
+    marks, own = launch.read_marks(folder), launch.own_marks(folder)
     if are_all_done(marks):  # torchrun alone was stopped, on its way out
         return 0
-    if ranks.is_stopping and not isinstance(error, (StoppedError, InterruptError)) and (error is not None or code):
-        if all(mark.phase == "start" for mark in marks):
+    if not code and sum(mark.status != "running" for mark in own) < cluster.gpus:  # all ended with status 0
+        raise RankError(
+            f"{stage} ended, but not every rank could say so in {folder}: is its disk full?", f"df -h {folder}", 5
+        )
+    said = _read_from(log, start)
+    error = explain_failure(folder, marks, stage, resume, {int(pid): int(n) for n, pid in FAILED.findall(said)})
+    if launch.is_stopping and not isinstance(error, (StoppedError, InterruptError)) and (error is not None or code):
+        if all(mark.phase == "start" for mark in own):
             error = StoppedError(f"{stage} stopped before its first step; nothing is lost", resume)
     if error is None and code:
-        last = _last_line(log, start)
-        error = RankError(f"torchrun ended with status {code}: {last or 'it said nothing'}", f"less {log}", 4)
+        last = said.strip().splitlines()[-1:] or ["it said nothing"]
+        error = RankError(f"torchrun ended with status {code}: {last[0].strip()}", f"less {log}", 4)
     if error is not None:
         raise error
     return 0
@@ -133,9 +181,9 @@ def _prepare_torchrun(parent: int) -> None:
 class _Ranks:
     """The ranks of this node while torchrun holds them."""
 
-    def __init__(self, process: subprocess.Popen, folder: Path, followed: "_Tail | None") -> None:
-        self.process, self.folder, self.followed = process, folder, followed
-        self.is_stopping = self.is_left = False
+    def __init__(self, process: subprocess.Popen, folder: Path, followed: "_Tail | None", launch: Launch) -> None:
+        self.process, self.folder, self.followed, self.launch = process, folder, followed, launch
+        self.is_left = False
         self._failed_at: float | None = None
         self._stopped_at: float | None = None
 
@@ -155,9 +203,17 @@ class _Ranks:
 
     def wait(self) -> int:
         """torchrun's exit code, or 130 where the ranks were left."""
+        ended, code = None, 0
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.process.wait(POLL_SECONDS)
+                code = self.process.wait(POLL_SECONDS)
+                ended = ended or time.monotonic()
+                orphans = self.launch.running_marks(self.folder)
+                if orphans and time.monotonic() - ended > ORPHAN_SECONDS:
+                    _signal(orphans, signal.SIGKILL)
+                elif not orphans:
+                    return code
+                time.sleep(POLL_SECONDS)
             if self.is_left:
                 self._leave()
                 return INTERRUPTED
@@ -166,12 +222,11 @@ class _Ranks:
             self._end_leftovers()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self.is_stopping:
-            self.is_stopping, self._stopped_at = True, time.time()
-            running = [mark for mark in read_marks(self.folder) if mark.status == "running" and mark.is_here]
+        if not self.launch.is_stopping:
+            self.launch.is_stopping, self._stopped_at = True, time.time()
+            running = self.launch.running_marks(self.folder)
             if running and all(mark.phase != "start" for mark in running):
-                for mark in running:
-                    send_signal(mark.pid, number)
+                _signal(running, number)
             else:  # some have not come so far that they hear: torchrun ends them all
                 self.process.terminate()
         elif number == signal.SIGINT:
@@ -179,35 +234,42 @@ class _Ranks:
 
     def _leave(self) -> None:
         """Let the ranks say what is lost, then end whatever is left."""
-        running = [mark for mark in read_marks(self.folder) if mark.status == "running" and mark.is_here]
-        for mark in sorted(running, key=lambda mark: mark.rank):
-            send_signal(mark.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(2)
-            return
-        for mark in running:
-            send_signal(mark.pid, signal.SIGKILL)
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(2)
-            return
-        self.process.kill()
-        self.process.wait()
+        running = self.launch.running_marks(self.folder)
+        _signal(running, signal.SIGINT)
+        if not self._is_over(2):
+            _signal(running, signal.SIGKILL)
+            self.process.terminate()
+        if not self._is_over(2):
+            self.process.kill()
+            self.process.wait()
+
+    def _is_over(self, seconds: float) -> bool:
+        """Wait for torchrun and the ranks of this node; False where they do not end in time."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None or self.launch.running_marks(self.folder):
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_SECONDS / 10)
+        return True
 
     def _end_leftovers(self) -> None:
         """Kill ranks of this node that do not end although another one has: a stopped process hears no one.
 
         Nor does one that should stop and still waits to meet the others.
         """
-        marks, now = read_marks(self.folder), time.time()
-        self._failed_at = (self._failed_at or now) if find_failed(marks) else None
+        now = time.time()
+        self._failed_at = (self._failed_at or now) if find_failed(self.launch.read_marks(self.folder)) else None
         is_failing = self._failed_at is not None and now - self._failed_at > LEFTOVER_SECONDS
         is_stuck = self._stopped_at is not None and now - self._stopped_at > LEFTOVER_SECONDS
-        for mark in marks:
-            if mark.status == "running" and mark.is_here:
-                was_there = self._failed_at is not None and mark.started < self._failed_at
-                if (is_failing and was_there) or (is_stuck and mark.phase == "start"):
-                    send_signal(mark.pid, signal.SIGKILL)
+        for mark in self.launch.running_marks(self.folder):
+            was_there = self._failed_at is not None and mark.started < self._failed_at
+            if (is_failing and was_there) or (is_stuck and mark.phase == "start"):
+                send_signal(mark.pid, signal.SIGKILL)
+
+
+def _signal(marks: Sequence[RankMark], number: int) -> None:
+    for mark in marks:
+        send_signal(mark.pid, number)
 
 
 class _Tail:
@@ -227,8 +289,7 @@ class _Tail:
                     self.say(line)
 
 
-def _last_line(path: Path, start: int) -> str:
+def _read_from(path: Path, start: int) -> str:
     with path.open("rb") as file:
         file.seek(start)
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+        return file.read().decode(errors="replace")

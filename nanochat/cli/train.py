@@ -97,10 +97,11 @@ def start(
     cluster: Cluster = ALONE,
     options: tuple[str, ...] = (),
     again: tuple[str, ...] = (),
+    following: str = "",
 ) -> int:
     """Write the settings and run the stage's worker; a dry run shows what would be started.
 
-    again: the arguments of nanochat that continue it where `resume` does not.
+    again: the arguments of nanochat that continue it where `resume` does not. following: the stage that comes next.
     """
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
     shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
@@ -116,6 +117,7 @@ def start(
         cluster=cluster,
         options=flags,
         again=again,
+        following=following,
         offline=invocation.offline,
         color=invocation.color,
         say=invocation.console.say,

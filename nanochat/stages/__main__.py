@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal = open_terminal(options.terminal) if rank.rank == 0 else None
         faulthandler.enable()
     with (
-        RankWatch(folder, rank.rank, rank.world_size, rank.is_managed) as watch,
+        RankWatch(folder, rank.rank, rank.world_size, rank.is_managed, launch=options.launch) as watch,
         _open_log(folder, options) as log,
         Display(
             quiet=options.quiet or (rank.is_managed and terminal is None),
@@ -98,6 +98,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"
     )
     parser.add_argument("--resume", default="", metavar="COMMAND", help="what continues this stage, for hints")
+    parser.add_argument("--launch", default="", metavar="WORD", help="the launcher's word for this launch")
     parser.add_argument("--terminal", default="", metavar="PATH", help="where rank 0 shows how far it is")
     parser.add_argument("--quiet", action="store_true", help="errors only")
     parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         prepare_compile(workspace.home / "compile")
         if settings.runtime.deterministic:
             prepare_determinism()
-        world = open_world(pick_device(settings.runtime.device))
+        world = open_world(pick_device(settings.runtime.device), settings.runtime.hang_seconds)
         watch.join()
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
