@@ -42,9 +42,10 @@ ORPHAN_SECONDS = 60.0  # torchrun itself was killed: for its ranks, which are to
 POLL_SECONDS = 0.5
 ENVIRON = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 """A store of its own for every start of the ranks: in a shared one, those that start again find the addresses of the
-dead and wait for them for ever (seen with torch 2.15 and gloo). And time to save a large model, where it is torchrun
-that hears of the stop: its own 30 s are for less (older than torch 2.12, which knows no other)."""
+dead and wait for them for ever (seen with torch 2.15 and gloo). And seconds to save a large model, where it is torchrun
+that hears of the stop; its default, the only choice before pytorch#172596, is 30."""
 FAILED = re.compile(r"exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")
+"""How torchrun's log names the signal that ended a rank, and the rank's process."""
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
@@ -203,23 +204,19 @@ class _Ranks:
 
     def wait(self) -> int:
         """torchrun's exit code, or 130 where the ranks were left."""
-        ended, code = None, 0
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self.process.wait(POLL_SECONDS)
-                ended = ended or time.monotonic()
-                orphans = self.launch.running_marks(self.folder)
-                if orphans and time.monotonic() - ended > ORPHAN_SECONDS:
-                    _signal(orphans, signal.SIGKILL)
-                elif not orphans:
-                    return code
-                time.sleep(POLL_SECONDS)
+        ended = None
+        while not self._is_over(POLL_SECONDS):
             if self.is_left:
                 self._leave()
                 return INTERRUPTED
             if self.followed:
                 self.followed.read()
             self._end_leftovers()
+            if self.process.poll() is not None:  # and ranks live: torchrun was killed
+                ended = ended or time.monotonic()
+                if time.monotonic() - ended > ORPHAN_SECONDS:
+                    _signal(self.launch.running_marks(self.folder), signal.SIGKILL)
+        return self.process.returncode
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.launch.is_stopping:
