@@ -167,7 +167,7 @@ def clear_marks(folder: Path) -> None:
 def are_all_done(marks: Sequence[RankMark]) -> bool:
     """Whether every rank of a launch has come to its end.
 
-    >>> are_all_done([]), are_all_done([RankMark(0, 2, 1, "a", "done")]), are_all_done([RankMark(0, 1, 1, "a", "done")])
+    >>> are_all_done([]), are_all_done([RankMark(0, 2, 1, "a", status="done")])
     (False, False, True)
     """
     return bool(marks) and len(marks) == marks[0].world_size and all(mark.status == "done" for mark in marks)
