@@ -6,9 +6,8 @@ last). Files that the manifest does not list are ignored: nothing reads them. Kn
 optimizer: it maps names to tensors. All ranks write to one folder, so several machines need a shared file system.
 """
 
-import hashlib
 import json
-import re
+import os
 import shutil
 import time
 import uuid
@@ -22,19 +21,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat.disk import check_space, disk_errors, sync_folder, write_text
-from nanochat.errors import DataError, MissingError, NanochatError, UsageError
+from nanochat.errors import DataError, LostError, MissingError, NanochatError, UsageError
+from nanochat.manifest import (
+    MANIFEST,
+    MODEL,
+    STATE,
+    UnreadableError,
+    hash_file,
+    is_folder,
+    name_optimizer,
+    read_errors,
+    read_manifest,
+    verify_file,
+)
 from nanochat.paths import StagePaths
 from nanochat.retention import select_expired
 from nanochat.runtime import World
 from nanochat.safetensors_file import write_tensors
 
-MANIFEST = "MANIFEST.json"
-MODEL = "model.safetensors"
-STATE = "state.json"
 TEMPORARY = "tmp_"
 CORRUPT = "corrupt_"
-MANIFEST_KEYS = {1: {"version", "step", "files"}, 2: {"version", "stage", "step", "files"}}
-"""By version; 1 did not say the stage."""
 SPARE_BYTES = 16 * 2**20  # room for state.json, the manifest and the file system's own bookkeeping
 SHARED_SECONDS = 30.0  # a network file system may show a new file late: NFS caches a folder for up to 30 s
 
@@ -94,12 +100,12 @@ def save_checkpoint(
     def write_share() -> dict[str, dict]:
         files = {}
         if has_optimizer:
-            name = _optimizer_name(world.rank, world.world_size)
+            name = name_optimizer(world.rank, world.world_size)
             files[name] = write_tensors(temporary / name, optimizer)
         if world.is_main:
             files[MODEL] = write_tensors(temporary / MODEL, model)
             write_text(temporary / STATE, json.dumps({"state": state, "meta": meta}, indent=1))
-            files[STATE] = {"bytes": (temporary / STATE).stat().st_size, "sha256": _hash(temporary / STATE)}
+            files[STATE] = {"bytes": (temporary / STATE).stat().st_size, "sha256": hash_file(temporary / STATE)}
         return files
 
     def commit() -> None:
@@ -132,26 +138,29 @@ def load_checkpoint(folder: Path, with_optimizer: bool = True, world: World | No
     """Read a checkpoint, checking each file that is read against the manifest.
 
     With an optimizer, `world` says whose tensors: one file where as many processes wrote it, else all. Raises
-    MissingError where there is no such folder and DataError, naming the file, where one is absent or altered.
+    MissingError where there is no such folder, DataError, naming the file, where one is absent or altered, and
+    UnreadableError where the system refuses.
     """
     world = world or World()
-    if not folder.is_dir():
-        raise MissingError(f"there is no checkpoint {folder}", "nanochat runs ls")
-    files = _read_manifest(folder)["files"]
+    with read_errors(folder, folder):
+        if not is_folder(folder):
+            raise MissingError(f"there is no checkpoint {folder}", "nanochat runs ls")
+    files = read_manifest(folder)["files"]
     wanted = [MODEL, STATE]
     ranks = sorted(name for name in files if name.startswith("optim_rank"))
     if with_optimizer and ranks:
-        own = _optimizer_name(world.rank, world.world_size)
+        own = name_optimizer(world.rank, world.world_size)
         ranks = [own] if own in ranks else ranks
         wanted += ranks
     for name in wanted:
-        _verify(folder, name, files)
+        verify_file(folder, name, files)
     try:
-        record = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        model = load_file(folder / MODEL)
-        optimizer = [load_file(folder / name) for name in wanted[2:]]
+        with read_errors(folder, folder):
+            record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            model = load_file(folder / MODEL)
+            optimizer = [load_file(folder / name) for name in wanted[2:]]
         return Checkpoint(model, optimizer, record["state"], record["meta"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"checkpoint {folder} cannot be read: {error}", "nanochat runs ls") from error
 
 
@@ -161,29 +170,37 @@ def latest_good(
     """Load the newest checkpoint that verifies, or None where there is none.
 
     Collective: every rank calls this and verifies what it reads itself. A bad one is renamed to
-    `corrupt_step_...` and said. Raises DataError where there are checkpoints and none is good: the next call
-    then finds none, says so, and the stage starts again from its beginning.
+    `corrupt_step_...` and said. Raises UnreadableError on every rank, and touches nothing, where the system does not
+    let one read; LostError where there are checkpoints and none is good: the next call then finds none, says so, and
+    the stage starts again from its beginning.
     """
     world = world or World()
-    steps = world.all_gather(stage.steps())[0]
+    steps = world.ask_main(lambda: _list_steps(stage))
     for step in reversed(steps):
         folder = stage.checkpoint(step)
-        checkpoint, problem = None, ""
+        checkpoint, problem = None, None
         try:
-            written_by = _read_manifest(folder).get("stage", stage.root.name)
+            if not world.is_main:
+                _await(folder)
+            written_by = read_manifest(folder).get("stage", stage.root.name)
             if written_by != stage.root.name:
                 raise DataError(f"it is a checkpoint of {written_by}, not of {stage.root.name}", "nanochat runs ls")
             checkpoint = load_checkpoint(folder, with_optimizer, world)
         except (DataError, MissingError) as error:
-            problem = error.message
-        problems = [text for text in world.all_gather(problem) if text]
+            problem = error
+        problems = [other for other in world.all_gather(problem) if other]
+        for other in problems:
+            if isinstance(other, UnreadableError):
+                raise other
         if checkpoint is not None and not problems:
             return step, checkpoint
         aside = _do_together(world, stage.checkpoints, lambda: _set_aside(folder) if world.is_main else folder)[0]  # noqa: B023
-        say(f"checkpoint {folder.name} is bad ({problems[0]}); set aside as {aside.name}, trying the one before")
+        say(
+            f"checkpoint {folder.name} is bad ({problems[0].message}); set aside as {aside.name}, trying the one before"
+        )
     root = stage.root
     if steps:
-        raise DataError(
+        raise LostError(
             f"none of the {len(steps)} checkpoints in {stage.checkpoints} is intact; they are set aside as {CORRUPT}*",
             f"nanochat train {root.name} --run {root.parent.name}  # starts {root.name} again from step 0",
         )
@@ -216,9 +233,7 @@ def check_shared(stage: StagePaths, world: World, seconds: float = SHARED_SECOND
         token.touch()
 
     _do_together(world, stage.root, write_token if world.is_main else _do_nothing)
-    end = time.monotonic() + seconds
-    while not token.exists() and time.monotonic() < end:
-        time.sleep(0.2)
+    _await(token, seconds)
     blind = [rank for rank, sees in enumerate(world.all_gather(token.exists())) if not sees]
     if world.is_main:
         token.unlink(missing_ok=True)
@@ -228,13 +243,6 @@ def check_shared(stage: StagePaths, world: World, seconds: float = SHARED_SECOND
             "do not see what rank 0 writes there",
             "--home DIR  # a folder on a file system that all machines share",
         )
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Check every file of a checkpoint against its manifest. Raises DataError naming the file."""
-    files = _read_manifest(folder)["files"]
-    for name in sorted({MODEL, STATE, *files}):
-        _verify(folder, name, files)
 
 
 def _do_together(world: World, folder: Path, work: Callable[[], T]) -> list[T]:
@@ -258,8 +266,19 @@ def _do_nothing() -> None:
     pass
 
 
-def _optimizer_name(rank: int, world_size: int) -> str:
-    return f"optim_rank{rank:03d}_of_{world_size:03d}.safetensors"
+def _list_steps(stage: StagePaths) -> list[int]:
+    """The steps that have a checkpoint. Raises UnreadableError where the folder cannot be listed: it is not empty."""
+    with read_errors(stage.checkpoints):
+        if is_folder(stage.checkpoints):
+            os.listdir(stage.checkpoints)  # a glob passes over what it may not read
+    return stage.steps()
+
+
+def _await(path: Path, seconds: float = SHARED_SECONDS) -> None:
+    """Wait for a path that another machine has made."""
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def _set_aside(folder: Path) -> Path:
@@ -269,54 +288,6 @@ def _set_aside(folder: Path) -> Path:
         number += 1
         aside = folder.with_name(f"{CORRUPT}{folder.name}_{number}")
     return folder.rename(aside)
-
-
-def _read_manifest(folder: Path) -> dict:
-    """The manifest. Raises DataError where it is absent, altered or that of another step."""
-    path, hint = folder / MANIFEST, "nanochat runs ls"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if set(manifest) != MANIFEST_KEYS[manifest["version"]]:
-            raise ValueError(f"it has other keys than version {manifest['version']} should")
-        files = manifest["files"]
-        if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-            raise ValueError("files is not a table")
-        names = set(files) - {MODEL, STATE}
-        if names != {_optimizer_name(rank, len(names)) for rank in range(len(names))}:
-            raise ValueError("it does not list one optimizer file for each rank")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: the checkpoint is not complete", hint) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint) from error
-    match = re.fullmatch(r"step_(\d+)", folder.name)
-    if match and manifest["step"] != int(match[1]):
-        raise DataError(f"{path} is that of step {manifest['step']}", hint)
-    return manifest
-
-
-def _verify(folder: Path, name: str, files: dict[str, dict]) -> None:
-    path = folder / name
-    hint = "nanochat runs ls"
-    if name not in files:
-        raise DataError(f"{folder / MANIFEST} does not list {name}", hint)
-    if not path.is_file():
-        raise DataError(f"{path} is {'not a file' if path.exists() else 'missing'}", hint)
-    try:
-        size = path.stat().st_size
-        if size != files[name].get("bytes"):
-            raise DataError(f"{path} has {size} bytes, the manifest says {files[name].get('bytes')}", hint)
-        if _hash(path) != files[name].get("sha256"):
-            raise DataError(f"{path} is corrupt: its SHA-256 is not the manifest's", hint)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}", hint) from error
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _discard(folder: Path) -> None:

@@ -11,6 +11,8 @@ class NanochatError(Exception):
     """
 
     exit_code = 1
+    is_final = False
+    """Whether the same command would end the same way: nothing starts it again by itself."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -22,12 +24,14 @@ class UsageError(NanochatError):
     """The command line or the settings are wrong."""
 
     exit_code = 2
+    is_final = True
 
 
 class MissingError(NanochatError):
     """Something that an earlier command makes is not there; the hint is that command."""
 
     exit_code = 3
+    is_final = True
 
 
 class DataError(NanochatError):
@@ -36,22 +40,31 @@ class DataError(NanochatError):
     exit_code = 4
 
 
+class LostError(DataError):
+    """What was saved is damaged, all of it: whether to begin again is for a person to say."""
+
+    is_final = True
+
+
 class CapacityError(NanochatError):
     """Out of memory or disk."""
 
     exit_code = 5
+    is_final = True
 
 
 class NumericalError(NanochatError):
     """Training met non-finite numbers several steps in a row."""
 
     exit_code = 6
+    is_final = True
 
 
 class CheckError(NanochatError):
     """A check that the user asked for failed."""
 
     exit_code = 7
+    is_final = True
 
 
 class StoppedError(NanochatError):

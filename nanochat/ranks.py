@@ -19,9 +19,6 @@ from nanochat.processes import is_running
 
 Status = Literal["running", "done", "stopped", "failed"]
 
-FINAL_EXIT_CODES = (2, 3, 5, 6, 7)
-"""Settings, something missing, memory or disk, numbers, a check: a restart would end the same way."""
-
 
 @dataclass(frozen=True)
 class RankMark:
@@ -30,6 +27,7 @@ class RankMark:
     launch: a word of the launcher's own, which no other launch has. boot: of the machine and its process ids.
     started, beat, since, ended: seconds since 1970 of the start, of the last sign of life, of the last progress, of the
     end. phase: "start", "data", "step" or the name of an event. is_echo: it failed only because another rank did.
+    is_final: a restart would end the same way.
     """
 
     rank: int
@@ -49,6 +47,7 @@ class RankMark:
     message: str = ""
     hint: str = ""
     is_echo: bool = False
+    is_final: bool = False
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -101,6 +100,7 @@ def end_mark(mark: RankMark, error: BaseException | None, now: float, is_echo: b
         message=message[:2000],
         hint=getattr(error, "hint", "")[:1000],
         is_echo=is_echo or is_lost_peer(error),
+        is_final=getattr(error, "is_final", False),
     )
 
 
@@ -167,7 +167,8 @@ def clear_marks(folder: Path) -> None:
 def are_all_done(marks: Sequence[RankMark]) -> bool:
     """Whether every rank of a launch has come to its end.
 
-    >>> are_all_done([]), are_all_done([RankMark(0, 2, 1, "a", status="done")])
+    >>> done = RankMark(0, 1, 1, "a", status="done")
+    >>> are_all_done([]), are_all_done([replace(done, world_size=2)]), are_all_done([done])
     (False, False, True)
     """
     return bool(marks) and len(marks) == marks[0].world_size and all(mark.status == "done" for mark in marks)

@@ -9,17 +9,17 @@ import resource
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.errors import UsageError
+from nanochat.errors import NanochatError, UsageError
 
 T = TypeVar("T")
 
@@ -84,6 +84,22 @@ class World:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def ask_main(self, question: Callable[[], T]) -> T:
+        """Rank 0's answer, on every rank; where it raises a NanochatError, all do. Collective: every rank calls this.
+
+        What lies on a disk is asked so: a network file system shows the same folder at different times.
+        """
+        answer: T | NanochatError | None = None
+        if self.is_main:
+            try:
+                answer = question()
+            except NanochatError as error:
+                answer = error
+        answer = self.all_gather(answer)[0]
+        if isinstance(answer, NanochatError):
+            raise answer
+        return cast(T, answer)
 
     def close(self) -> None:
         """Leave the process group. Collective: every rank calls this."""

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.checkpoint import latest_good, load_checkpoint, remove_stale, save_checkpoint, verify_checkpoint
+from nanochat.checkpoint import latest_good, load_checkpoint, remove_stale, save_checkpoint
 from nanochat.errors import CapacityError, DataError, MissingError
+from nanochat.manifest import verify_checkpoint
 from nanochat.paths import StagePaths
 from nanochat.runtime import World
 

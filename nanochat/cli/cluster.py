@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
@@ -82,24 +83,55 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def find_local_address(endpoint: str) -> str:
-    """This machine's address on the way to the endpoint. Raises DataError where its name means nothing here."""
+    """This machine's address on the way to the endpoint, one that the other nodes can reach.
+
+    Debian gives a machine's own name the address 127.0.1.1, which means another machine to every other one. Raises
+    DataError where the name means nothing here, or only that and it is not clear which address is meant.
+    """
     host, port = split_endpoint(endpoint)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
             probe.connect(address)
-            return probe.getsockname()[0]
+            found = probe.getsockname()[0]
     except OSError as error:
         raise DataError(
             f"--rdzv-endpoint {endpoint}: {host} cannot be reached from here ({error})", f"getent hosts {host}"
         ) from error
 
+    if not is_loopback(found) or host == "localhost" or is_loopback(host):
+        return found
+    others = [address for address in list_interfaces().values() if not is_loopback(address)]
+    if len(others) == 1:
+        return others[0]
+    raise DataError(
+        f"--rdzv-endpoint {endpoint}: here {host} is {found}, where no other node can reach it",
+        f"--rdzv-endpoint {others[0] if others else 'ADDRESS'}:{port}  # "
+        + (f"the addresses of this machine: {', '.join(others)}" if others else "an address that all nodes can reach"),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> is_loopback("127.0.1.1"), is_loopback("::1"), is_loopback("10.0.0.1"), is_loopback("node0")
+    (True, True, False, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
 
 def find_interface(address: str) -> str:
     """The name of the network interface that has an IPv4 address; "" where the system does not say."""
+    return next((name for name, other in list_interfaces().items() if other == address), "")
+
+
+def list_interfaces() -> dict[str, str]:
+    """The IPv4 address of each network interface that has one."""
+    found = {}
     for _, name in socket.if_nameindex():
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            if socket.inet_ntoa(reply[20:24]) == address:
-                return name
-    return ""
+            found[name] = socket.inet_ntoa(reply[20:24])
+    return found

@@ -135,7 +135,12 @@ def run_limited(command: Sequence[str], environ: Mapping[str, str], log: Path, s
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=dict(environ),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
     try:
         return process.wait(seconds)

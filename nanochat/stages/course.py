@@ -108,7 +108,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         return list(islice(loader, course.num_microbatches))
 
     def save(state: TrainState) -> None:
-        if state.step in paths.steps():
+        if world.ask_main(lambda: state.step in paths.steps()):
             return
         meta = {
             "stage": course.stage,
@@ -277,6 +277,8 @@ def compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tens
             try:
                 return compiled(ids, targets)
             except (TorchDynamoException, InductorError) as error:
+                if job.stop is not None and job.stop.requested:  # a request to stop that came while it compiled
+                    job.stop.leave()
                 failed = True
                 display.say(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
         return model.loss(ids, targets)

@@ -33,7 +33,8 @@ def run_evaluate(job: Job, display: Display, of: str | None = None, score: str =
 
     score: "bpb", "chat" or "all" that suit the model. Collective: every rank calls this.
     """
-    model_path = job.workspace.resolve_model(f"{job.run.name}/{of}" if of else job.run.name)
+    name = f"{job.run.name}/{of}" if of else job.run.name
+    model_path = job.world.ask_main(lambda: job.workspace.resolve_model(name))
     assert model_path.stage is not None
     model, tokenizer, meta = load_model(model_path, job.world.device, job.dtype, job.settings.tokenizer.kind)
     display.say(f"evaluating {model_path} on {job.world.device}, {str(job.dtype).removeprefix('torch.')}")

@@ -30,7 +30,7 @@ def run_finetune(
     Collective: every rank calls this. Raises MissingError where the stage before is not done.
     """
     world = job.world
-    source = find_source(job, before)
+    source = world.ask_main(lambda: find_source(job, before))
     tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
     checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))

@@ -107,6 +107,7 @@ def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[s
         free = world.smallest(memory.free // read_rank().local_world_size)
         few = [rows for rows in candidates if rows * context <= CPU_TOKENS] or candidates[:1]
         rows = choose_rows(few, config, world.world_size, CPU_SHARE * free, **describe_circumstances(job))
+        rows = world.smallest(rows)  # what the estimate rests on, such as bf16, may differ from machine to machine
         planned = plan_step(job, config, rows).total
         display.say(
             f"device_batch_size = auto: {rows} rows of {context:,} tokens "
@@ -116,6 +117,7 @@ def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[s
         return Fit(rows, 0, None, memory.total, conditions)
     limit = memory.free - math.ceil(MARGIN * memory.total)
     guess = choose_rows(candidates, config, world.world_size, world.smallest(limit), **describe_circumstances(job))
+    guess = world.smallest(guess)
     display.say(f"device_batch_size = auto: trying how many rows of {context:,} tokens fit, {guess} first")
     with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
         probe = _Probe(job, config, total_tokens, display)

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nanochat.disk import disk_errors
-from nanochat.errors import UsageError
+from nanochat.errors import DataError, UsageError
 from nanochat.paths import RunPaths
 
 
 @contextmanager
 def lock_run(run: RunPaths) -> Iterator[None]:
-    """Hold the run's lock. Raises UsageError, naming the process, where another one holds it.
+    """Hold the run's lock. Raises UsageError, naming the process, where another one holds it; DataError where the
+    file system has no locks.
 
     The system releases it when the process ends, however it ends, so there is no stale lock to clean up.
     """
@@ -22,13 +23,18 @@ def lock_run(run: RunPaths) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise UsageError(
                 f"run {run.name!r} is in use by process {holder}",
                 f"nanochat runs show {run.name}  # or wait for it to end",
             ) from None
+        except OSError as error:
+            raise DataError(
+                f"{run.lock} cannot be locked: {error}; without a lock two processes could write one run",
+                "--home DIR  # a folder on a file system that has locks (NFS: mounted without nolock)",
+            ) from error
         with disk_errors(run.root):
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"{os.getpid()}\n".encode())

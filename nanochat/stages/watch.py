@@ -15,7 +15,6 @@ from types import TracebackType
 
 from nanochat.errors import StoppedError
 from nanochat.ranks import (
-    FINAL_EXIT_CODES,
     HangLimits,
     RankMark,
     end_mark,
@@ -109,7 +108,7 @@ class RankWatch:
         cause = self._mark
         if cause.is_echo and self._is_joined:
             cause = next(iter(find_failed([mark for mark in read_marks(self.folder) if not mark.is_echo])), cause)
-        is_final = cause.status == "stopped" or (cause.status == "failed" and cause.exit_code in FINAL_EXIT_CODES)
+        is_final = cause.status == "stopped" or (cause.status == "failed" and cause.is_final)
         os._exit(0 if is_final and is_written and not cause.is_echo else self._mark.exit_code or 1)
 
     def _write(self) -> bool:

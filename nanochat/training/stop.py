@@ -52,13 +52,17 @@ class StopRequests:
         """From now on only the flag is set: someone looks at it between steps."""
         self._is_deferred = True
 
+    def leave(self) -> None:
+        """Raise what the first signal raises where nobody looks at the flag. Whoever swallowed it calls this."""
+        if not self.is_resumable:
+            raise InterruptError(f"{self.name} was interrupted; what it had finished is kept", self.resume_hint)
+        if not self._is_deferred:
+            raise StoppedError(f"{self.name} stopped before its first step; nothing is lost", self.resume_hint)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.requested:
             self.requested = True
-            if not self.is_resumable:
-                raise InterruptError(f"{self.name} was interrupted; what it had finished is kept", self.resume_hint)
-            if not self._is_deferred:
-                raise StoppedError(f"{self.name} stopped before its first step; nothing is lost", self.resume_hint)
+            self.leave()
             if number == signal.SIGINT:
                 self._say("stopping after this step; Ctrl-C once more leaves without saving")
         elif number == signal.SIGINT:

@@ -153,3 +153,42 @@ def test_a_process_id_means_something_on_one_start_of_one_machine_only() -> None
     assert mark.is_here and not replace(mark, boot="another").is_here and not replace(mark, host="b").is_here
     assert name_boot() or sys.platform != "linux"
     assert signal.SIGKILL == 9  # the numbers above
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [("LostError('all is damaged')", 0), ("DataError('cut off')", 4), ("UsageError('no')", 0)]
+)
+def test_only_what_may_end_better_is_started_again(tmp_path: Path, error: str, status: int) -> None:
+    """torchrun starts ranks again that end with another status than 0."""
+    code = (
+        "from nanochat.errors import *; from nanochat.stages.watch import RankWatch; from pathlib import Path\n"
+        f"with RankWatch(Path({str(tmp_path)!r}), 0, 1, True):\n    raise {error}\n"
+    )
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == status
+    assert read_marks(tmp_path)[0].is_final == (status == 0)
+
+
+def test_what_is_limited_ends_with_the_one_who_started_it(tmp_path: Path) -> None:
+    """Its session is its own: only the wish to end with the parent reaches it."""
+    code = f"""
+import sys, os
+from pathlib import Path
+from nanochat.cli.launch import run_limited
+sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+run_limited([sys.executable, "-c", sleeper, {str(tmp_path / "pid")!r}], os.environ, Path({str(tmp_path / "log")!r}), 60)
+"""
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environ)
+    await_condition(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    await_condition(lambda: not is_running(child))
+
+
+def await_condition(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

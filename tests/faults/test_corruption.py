@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from nanochat.checkpoint import MANIFEST, latest_good, load_checkpoint, save_checkpoint
+from nanochat.checkpoint import latest_good, load_checkpoint, save_checkpoint
 from nanochat.disk import write_atomically
 from nanochat.errors import CapacityError, DataError
+from nanochat.manifest import MANIFEST, UnreadableError
 from nanochat.paths import StagePaths
 from nanochat.retention import find_best, select_expired
 from nanochat.runtime import World
@@ -156,11 +157,30 @@ def test_a_checkpoint_of_the_first_format_is_still_read(stage: StagePaths) -> No
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_set_aside(stage: StagePaths) -> None:
+def test_a_file_that_may_not_be_read_is_not_called_damaged(stage: StagePaths) -> None:
     fill(stage, 10, 20)
     (stage.checkpoint(20) / "model.safetensors").chmod(0)
-    found = latest_good(stage, lambda text: None)
-    assert found is not None and found[0] == 10
+    with pytest.raises(UnreadableError):
+        latest_good(stage, pytest.fail)
+    assert stage.steps() == [10, 20]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that fails with EIO, on Linux")
+@pytest.mark.parametrize("what", ["MANIFEST.json", "model.safetensors", "state.json", ".", ".."])
+def test_what_the_system_cannot_read_now_is_not_set_aside(stage: StagePaths, what: str) -> None:
+    """The first byte of the own memory is an input/output error; a link to itself, a path that nobody can follow."""
+    fill(stage, 10, 20)
+    path = (stage.checkpoint(20) / what).resolve()
+    kept = path.with_name("kept")
+    path.rename(kept)
+    path.symlink_to("/proc/self/mem" if what == MANIFEST else path)
+    with pytest.raises(UnreadableError, match="cannot be read now") as caught:
+        latest_good(stage, pytest.fail)
+    assert caught.value.exit_code == 4 and not caught.value.is_final and "nanochat resume" in caught.value.hint
+    path.unlink()
+    kept.rename(path)
+    found = latest_good(stage, pytest.fail)
+    assert found is not None and found[0] == 20
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from nanochat.checkpoint import check_shared, latest_good, save_checkpoint
-from nanochat.errors import NanochatError
+from nanochat.errors import MissingError, NanochatError
+from nanochat.manifest import MANIFEST
 from nanochat.paths import StagePaths
 from nanochat.runtime import World
 
@@ -29,6 +30,10 @@ def describe(error: NanochatError) -> dict:
 
 def fail_to_write(descriptor: int, block: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fail_to_find(rank: int) -> None:
+    raise MissingError(f"rank {rank} finds nothing")
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -58,6 +63,23 @@ def run_rank(rank: int, folder: str) -> None:
     found = latest_good(stage, said.append, world=world)
     assert found is not None
     seen |= {"step": found[0], "said": said, "momentum": [t["a.momentum"][0].item() for t in found[1].optimizer]}
+    manifest, kept = stage.checkpoint(10) / MANIFEST, stage.checkpoint(10) / "kept"
+    if rank == 0:
+        manifest.rename(kept)
+        manifest.symlink_to("/proc/self/mem")  # its first byte cannot be read
+    world.barrier()
+    try:
+        latest_good(stage, said.append, world=world)
+    except NanochatError as error:
+        seen["unreadable"] = describe(error) | {"steps": stage.steps()}
+    world.barrier()
+    if rank == 0:
+        kept.replace(manifest)
+    seen["asked"] = world.ask_main(lambda: f"rank {rank}")
+    try:
+        world.ask_main(lambda: fail_to_find(rank))
+    except NanochatError as error:
+        seen["missing"] = describe(error)
     alone = StagePaths(Path(folder) / f"machine{rank}" / "base")
     try:
         check_shared(alone, world, seconds=0.5)
@@ -91,6 +113,17 @@ def test_a_file_that_only_one_rank_reads_makes_all_go_back(seen: list[dict]) -> 
     assert [rank["momentum"] for rank in seen] == [[10.0], [10.5]]
     for rank in seen:
         assert "step_000020 is bad" in rank["said"][0] and "optim_rank001_of_002" in rank["said"][0]
+
+
+def test_what_cannot_be_read_now_ends_all_ranks_alike_and_stays(seen: list[dict]) -> None:
+    for rank in seen:
+        assert rank["unreadable"]["kind"] == "UnreadableError" and rank["unreadable"]["steps"] == [10]
+
+
+def test_rank_0_answers_for_all(seen: list[dict]) -> None:
+    for rank in seen:
+        assert rank["asked"] == "rank 0"
+        assert rank["missing"] == {"kind": "MissingError", "message": "rank 0 finds nothing"}
 
 
 def test_a_run_directory_that_is_not_shared_is_an_error_on_every_rank(seen: list[dict]) -> None:

@@ -23,6 +23,7 @@ from nanochat.stages.display import Display
 from nanochat.stages.finetune import iter_validation
 from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, read_fit
 from nanochat.stages.job import Job, read_settings
+from nanochat.stages.memory import plan_step
 from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.metrics import MetricsFile
 
@@ -89,6 +90,27 @@ def test_ranks_agree_on_what_fits_on_the_one_with_the_least_memory(tmp_path: Pat
     assert first == second
     (rows, num_probes, peak), tried, smallest = first
     assert (rows, peak, smallest) == (32, 40, 3) and num_probes == len(tried) <= MAX_PROBES
+
+
+def run_machine(rank: int, folder: str, settings: Path) -> None:
+    """Rank 0's machine has bf16, that of rank 1 has not: the same memory holds fewer rows there."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/machines", rank=rank, world_size=2)
+    job = replace(open_job(settings), world=World(rank, rank, 2))
+    narrow, wide = (replace(job, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    free = 2 * plan_step(narrow, CONFIG, 4).total
+    assert free < 2 * plan_step(wide, CONFIG, 4).total
+    fit_module.read_memory = lambda device: DeviceMemory(10**12, free, 0)
+    fitted = fit_batch((narrow, wide)[rank], "base", CONFIG, Display(quiet=True))
+    Path(folder, f"machine{rank}.json").write_text(json.dumps(fitted.settings.batch.device_batch_size))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_machines_that_differ_agree_on_the_fewest_rows(start_run: Start, tmp_path: Path) -> None:
+    settings = start_run(changes=AUTO)
+    mp.spawn(run_machine, (str(tmp_path), settings), nprocs=2)  # type: ignore[attr-defined]
+    first, second = (json.loads((tmp_path / f"machine{rank}.json").read_text()) for rank in range(2))
+    assert first == second < 4
 
 
 def read_losses(settings: Path) -> list[float]:

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import math
@@ -161,6 +162,18 @@ def test_two_processes_cannot_write_one_run(start_run: Start, capsys: pytest.Cap
         assert main(["base", str(settings)]) == 2
     assert "in use by process 4711" in capsys.readouterr().err
     assert not (settings.parent / "base").exists()
+
+
+def test_a_disk_without_locks_is_not_called_in_use(
+    start_run: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert main(["base", str(start_run())]) == 4
+    said = capsys.readouterr().err
+    assert "cannot be locked" in said and "No locks available" in said and "in use" not in said
 
 
 @pytest.mark.parametrize(
