@@ -79,6 +79,8 @@ def show_run(invocation: Invocation, run: Run = None) -> None:
     console.show(format_table(rows, header, right=[2, 3, 4, 5]))
     if scores:
         show_scores(invocation, scores)
+    if description["process"]:
+        console.say(f"process {description['process']} is working on it")
 
 
 @command(app, "path", "nanochat runs path demo/sft")
@@ -132,6 +134,8 @@ def describe_run(run: RunPaths) -> dict[str, Any]:
         steps = run.stage(stage).steps()
         unfinished = f"at {steps[-1]}" if steps else "started"
         stages[stage] = "done" if is_done(run, stage) else unfinished if has_started(run, stage) else "-"
+    from nanochat.stages.lock import find_holder
+
     changed = max((path.stat().st_mtime for path in run.root.iterdir()), default=0.0)
     return {
         "run": run.name,
@@ -140,6 +144,7 @@ def describe_run(run: RunPaths) -> dict[str, Any]:
         "bytes": count_bytes(run.root),
         "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
         "path": str(run.root),
+        "process": find_holder(run),
     }
 
 

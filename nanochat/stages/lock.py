@@ -10,6 +10,19 @@ from nanochat.errors import DataError, UsageError
 from nanochat.paths import RunPaths
 
 
+def find_holder(run: RunPaths) -> str:
+    """The id of the process that holds the run's lock; "" where none does. Leaves the lock as it is."""
+    try:
+        with run.lock.open("r", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except OSError:  # no lock yet, or none to be had here
+        pass
+    return ""
+
+
 @contextmanager
 def lock_run(run: RunPaths) -> Iterator[None]:
     """Hold the run's lock. Raises UsageError, naming the process, where another one holds it; DataError where the

@@ -100,5 +100,7 @@ def suggest_smaller(job: Job, context: int) -> str:
 
 
 def suggest_gpus(job: Job) -> list[str]:
-    """The option that starts as many processes again."""
-    return ["--gpus", str(job.world.world_size)] if job.world.world_size > 1 else []
+    """The options that start as many processes again, on as many nodes: those that end the command that resumes."""
+    words = shlex.split(job.resume_command)
+    first = next((i for i, word in enumerate(words) if word in ("--gpus", "--nodes", "--max-restarts")), len(words))
+    return words[first:]

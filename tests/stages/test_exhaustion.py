@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nanochat.cli import train as train_module
+from nanochat.cli.cluster import Cluster
 from nanochat.cli.main import main as nanochat
 from nanochat.errors import CapacityError
 from nanochat.model.gpt import GPT
@@ -147,10 +148,14 @@ def test_an_evaluation_that_runs_out_of_memory_is_told_too(
 
 def test_hints_start_as_many_processes_as_there_were(start_run: Start) -> None:
     workspace, run, wishes = read_settings(start_run())
-    job = Job(workspace, run, wishes, World(0, 0, 2), torch.float32, "asked for")
+    again = " ".join(["nanochat", "resume", run.name, *Cluster(1, 2, 1, "node0:29500").options()])
+    job = Job(workspace, run, wishes, World(1, 0, 2), torch.float32, "asked for", resume_command=again)
     with pytest.raises(CapacityError) as caught, memory_errors(job, "base"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    assert caught.value.hint == "nanochat train base --run again --gpus 2 --set batch.device_batch_size=2"
+    assert caught.value.hint == (
+        "nanochat train base --run again --nodes 2 --node-rank 1 --rdzv-endpoint node0:29500 "
+        "--set batch.device_batch_size=2"
+    )
 
 
 def test_on_a_gpu_what_others_hold_is_said(start_run: Start, monkeypatch: pytest.MonkeyPatch) -> None:

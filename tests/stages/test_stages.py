@@ -18,6 +18,7 @@ from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
+from nanochat.stages.lock import find_holder
 from nanochat.training.metrics import MetricsFile
 
 Start = Callable[..., Path]
@@ -160,6 +161,8 @@ def test_two_processes_cannot_write_one_run(start_run: Start, capsys: pytest.Cap
         file.write("4711\n")
         file.flush()
         assert main(["base", str(settings)]) == 2
+        assert find_holder(RunPaths(settings.parent)) == "4711"
+    assert find_holder(RunPaths(settings.parent)) == ""
     assert "in use by process 4711" in capsys.readouterr().err
     assert not (settings.parent / "base").exists()
 
