@@ -133,6 +133,14 @@ class EvalSettings(Section):
     """Longest answer of a generative task, in tokens."""
     batch_size: int = Field(default=32, ge=1)
     """Slots of the engine during evaluation."""
+    answers_each: int = Field(default=1, ge=1)
+    """Answers to each example of a generative task: more than one give pass@k and need a temperature."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of the answers to generative tasks; 0: the most likely one."""
+    core_tasks: list[str] = []
+    """Tasks of the CORE bundle to score, by name; empty: all that are there."""
+    max_per_task: int | None = Field(default=None, ge=1)
+    """Questions of one CORE task; unset: all."""
 
 
 class CheckpointSettings(Section):

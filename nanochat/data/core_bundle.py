@@ -1,4 +1,4 @@
-"""The CORE bundle on disk: `core.yaml`, `eval_meta_data.csv` and `eval_data/`, as DCLM publishes it. No torch, no tokens.
+"""The CORE bundle on disk: `core.yaml`, `eval_meta_data.csv` and `eval_data/`, as DCLM has it. No torch, no tokens.
 
 Defaults of a task that `core.yaml` does not state are those of llm-foundry, which the bundle was written for.
 Source: Li et al. 2024, "DataComp-LM" (CORE: 22 tasks).
