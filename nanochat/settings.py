@@ -5,7 +5,7 @@ Knows no files and no environment (see layers.py) and no arithmetic (see plan.py
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GPT4_STYLE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -141,6 +141,14 @@ class EvalSettings(Section):
     """Tasks of the CORE bundle to score, by name; empty: all that are there."""
     max_per_task: int | None = Field(default=None, ge=1)
     """Questions of one CORE task; unset: all."""
+
+    @model_validator(mode="after")
+    def check_sampling(self) -> "EvalSettings":
+        """Several answers have to differ."""
+        if self.answers_each > 1 and self.temperature == 0:
+            number = self.answers_each
+            raise ValueError(f"answers_each = {number} at temperature 0 are all the same; set eval.temperature to 0.8")
+        return self
 
 
 class CheckpointSettings(Section):

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from nanochat.errors import DataError, MissingError, UsageError
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
@@ -106,6 +104,8 @@ def load_bundle(folder: Path, only: Sequence[str] = ()) -> CoreBundle:
 
     Raises MissingError where there is no bundle, DataError where it is damaged, UsageError for a label that it lacks.
     """
+    import yaml  # here, since commands that only ask whether there is a bundle start without it
+
     check_bundle(folder)
     baselines = _read_baselines(folder / BASELINE_FILE)
     path = folder / TASK_FILE

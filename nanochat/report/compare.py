@@ -2,8 +2,9 @@
 
 import math
 
-from nanochat.report.collect import ReportData, ScoreReport
+from nanochat.report.collect import ReportData
 from nanochat.report.markdown import escape, render_table
+from nanochat.report.scores import ScoreReport
 from nanochat.report.sections import NOT_RUN, NOTHING, Table, format_score, format_seconds, format_value
 
 

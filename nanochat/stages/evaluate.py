@@ -61,7 +61,8 @@ def run_evaluate(
     values: dict[str, Any] = {}
     if "bpb" in wanted:
         values["bpb"] = _score_bpb(job, subject, display)
-    if "core" in wanted and score == "all" and not has_bundle(job.workspace.core):
+    has_core = job.world.all_gather(has_bundle(job.workspace.core))[0]  # one answer, though disks may differ
+    if "core" in wanted and score == "all" and not has_core:
         display.say(f"no CORE: its bundle is not in {job.workspace.core}; `{AGAIN}` brings it")
     elif "core" in wanted:
         values |= score_core(job, subject, display, keep_finished, log_samples)

@@ -40,7 +40,7 @@ def score_core(
         "stderr": score.stderr,
         "is_core": score.is_core,
         "missing": bundle.missing,
-        "core_tasks": [record | {"stderr": record["stderr"]} for record in records],
+        "core_tasks": records,
         **subject.about,
     }
     save_score(job, score_path(job, subject, "core"), record)
@@ -89,7 +89,7 @@ def _score_task(
 
 
 def iter_samples(task: CoreTask, items: Sequence[CoreItem], predictions: Sequence[Prediction], seed: int):
-    """A JSON line for each prediction: the few-shot prompt as the model saw it, the options and what it made of them."""
+    """A JSON line for each prediction: the prompt in full, the options and what the model made of them."""
     for prediction in predictions:
         item = items[prediction.index]
         prompt, _ = render_prompt(task, items, prediction.index, seed)

@@ -79,7 +79,7 @@ def identify(subject: Subject, **what: Any) -> str:
 
 def score_path(job: Job, subject: Subject, name: str, folder: str = "") -> Path:
     """`eval/sft_letters.json`, or one in a folder below."""
-    plain = re.sub(r"[^A-Za-z0-9.-]+" if not folder else r"[^A-Za-z0-9._-]+", "-", name)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     return job.run.eval / folder / f"{subject.path.stage}_{plain}.json"
 
 
