@@ -4,9 +4,9 @@
     python benchmarks/harness.py BUNDLE MODEL [--tasks arc_easy,piqa] [--max-per-task 100] [--out results/harness.json]
 
 The harness runs its own request, encoding and scoring code over our model, one request a pass; its documents hold our
-few-shot prompts and " " + choice. It scores every token after the prompt, CORE those after what all choices share, so log-
-likelihoods are compared as differences to those of the first choice, in which the shared tokens cancel. The harness picks
-the largest sum and CORE the largest mean: both rules are applied to both sides.
+few-shot prompts and " " + choice. It scores every token after the prompt, CORE those after what all choices share: so
+log-likelihoods are compared as differences to those of the first choice, in which the shared tokens cancel. The harness
+picks the largest sum and CORE the largest mean: both rules are applied to both sides.
 """
 
 import argparse

@@ -171,9 +171,11 @@ def are_scores_done(run: RunPaths, tasks: list[str]) -> bool:
     return {"bpb", *tasks} <= {score.get("name") for score in _final_scores(run, "sft")}
 
 
-def is_core_done(run: RunPaths) -> bool:
-    """Whether the final base model has its CORE, or the mean of the tasks that there were."""
-    return any("core_tasks" in score for score in _final_scores(run, "base"))
+def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:
+    """Whether the final base model has its CORE, or the mean of the tasks that there were, with these settings."""
+    wish = {"core_tasks": tasks, "max_per_task": max_per_task}
+    scores = [score for score in _final_scores(run, "base") if "core_tasks" in score]
+    return any(all(score.get("settings", {}).get(key) == value for key, value in wish.items()) for score in scores)
 
 
 def _final_scores(run: RunPaths, stage: str) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
             return code
         trained = True
         target = target.written()
-    has_core = has_bundle(invocation.workspace.core)
-    if has_core and (trained or not is_core_done(target.run)):
+    has_core, wish = has_bundle(invocation.workspace.core), target.settings.eval
+    if has_core and (trained or not is_core_done(target.run, wish.core_tasks, wish.max_per_task)):
         options = ("--of", "base", "--score", "core", "--keep-finished")
         code = start("evaluate", invocation, target, cluster, options, again, following="eval")
         if code:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.data.core_bundle import CORE_TASKS, CoreItem, CoreTask
+from nanochat.errors import NumericalError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.core_prompt import Question, Tree, iter_questions
 from nanochat.evals.tree_attention import Row, TreeAttention
@@ -25,8 +26,9 @@ from nanochat.tokenizer.bpe import Tokenizer
 
 Progress = Callable[[int, int], None]
 
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-"""Tokens of a pass, padding included: as many as keep the device busy."""
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
+"""Tokens of a pass, padding included: as many as keep the device busy. On a CPU more leave its caches: at depth 4 a
+token takes 1.4 to 2 times as long in passes of 16,384 as in passes of 1,024."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def evaluate_core_task(
     """Score a model on at most `max_examples` items, spread evenly over the task; the predictions in their order.
 
     seed: of the few-shot examples. batch_tokens: tokens of a pass; changes nothing but speed and memory.
-    progress(done, all) is told this rank's items.
+    progress(done, all) is told this rank's items. Raises NumericalError where the model is broken.
     Collective with a `world`: rank r answers items r, r + n, ...; every rank returns all predictions.
     """
     picked = spread_indices(len(items), max_examples)
@@ -140,6 +142,8 @@ def evaluate_core_task(
     predictions: dict[int, Prediction] = {}
     for place, (losses, is_argmax) in _score_questions(questions, model, tokenizer.bos_id, batch_tokens):
         index = indices[place]
+        if not all(map(math.isfinite, losses)):
+            raise NumericalError(f"{task.label}: the losses of question {index} are not finite", "nanochat runs ls")
         if task.kind == "language_modeling":
             chosen = 0 if is_argmax[0] else -1
         else:

@@ -6,6 +6,7 @@ modelling). Delimiters are set as llm-foundry does: a prompt never ends in a spa
 """
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,10 @@ ENCODE_ITEMS = 256
 class Tree:
     """Options that begin alike: option c is prefix + tails[c], and the prefix has at least one token.
 
-    num_scored: how many tokens at the end of each tail count.
+    num_scored: how many tokens at the end of each tail count. The prefix takes 4 bytes a token: a task has millions.
     """
 
-    prefix: tuple[int, ...]
+    prefix: Sequence[int]
     tails: tuple[tuple[int, ...], ...]
     num_scored: tuple[int, ...]
 
@@ -84,11 +85,11 @@ def build_question(kind: Kind, prompt: list[int], options: list[list[int]], cont
     first scored token. All options lose the same tokens, so that they stay comparable, as long as they share any.
 
     >>> build_question("multiple_choice", [], [[9, 1, 2, 3], [9, 1, 4]], 8).trees
-    (Tree(prefix=(9, 1), tails=((2, 3), (4,)), num_scored=(2, 1)),)
+    (Tree(prefix=array('i', [9, 1]), tails=((2, 3), (4,)), num_scored=(2, 1)),)
     >>> build_question("schema", [], [[9, 1, 5, 6], [9, 2, 3, 5, 6]], 4).trees
-    (Tree(prefix=(9,), tails=((1, 5, 6), (2, 3, 5, 6)), num_scored=(2, 2)),)
+    (Tree(prefix=array('i', [9]), tails=((1, 5, 6), (2, 3, 5, 6)), num_scored=(2, 2)),)
     >>> build_question("language_modeling", [9, 1], [[9, 1, 2, 3]], 2)
-    Question(trees=(Tree(prefix=(1,), tails=((2, 3),), num_scored=(2,)),), num_dropped=1)
+    Question(trees=(Tree(prefix=array('i', [1]), tails=((2, 3),), num_scored=(2,)),), num_dropped=1)
     """
     shortest, longest = min(map(len, options)), max(map(len, options))
     if kind == "schema":
@@ -104,10 +105,10 @@ def build_question(kind: Kind, prompt: list[int], options: list[list[int]], cont
     dropped = max(0, longest - 1 - context)
     if dropped < shared:
         tails = tuple(tuple(option[shared:]) for option in options)
-        return Question((Tree(tuple(options[0][dropped:shared]), tails, tuple(num_scored)),), dropped)
+        return Question((Tree(array("i", options[0][dropped:shared]), tails, tuple(num_scored)),), dropped)
     newest = [option[-1 - context :] for option in options]
     pairs = zip(newest, num_scored, strict=True)
-    return Question(tuple(Tree(tuple(o[:-n]), (tuple(o[-n:]),), (n,)) for o, n in pairs), dropped)
+    return Question(tuple(Tree(array("i", o[:-n]), (tuple(o[-n:]),), (n,)) for o, n in pairs), dropped)
 
 
 def _count_shared(rows: Sequence[Sequence[int]]) -> int:

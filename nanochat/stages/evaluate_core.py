@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.core_bundle import CoreItem, CoreTask, load_bundle, load_items
-from nanochat.disk import write_atomically
+from nanochat.disk import disk_errors, write_atomically
 from nanochat.evals.core import CoreScore, Prediction, TaskScore, evaluate_core_task
 from nanochat.evals.core_prompt import render_prompt
 from nanochat.stages.display import Display
@@ -80,8 +80,9 @@ def _score_task(
     display.say(f"{task.label} {_describe(score)}")
     record = score.to_dict() | {"data_sha256": digest, IDENTITY: identity}
     if job.world.is_main:
-        path.unlink(missing_ok=True)  # before its samples change: they always belong to it
-        samples.unlink(missing_ok=True)
+        with disk_errors(path.parent):
+            path.unlink(missing_ok=True)  # before its samples change: they always belong to it
+            samples.unlink(missing_ok=True)
         if log_samples:
             write_atomically(samples, "\n".join(iter_samples(task, items, predictions, seed)))
     save_score(job, path, record)

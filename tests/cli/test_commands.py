@@ -36,7 +36,8 @@ def launched(monkeypatch):
             return codes[stage]
         folder.mkdir(exist_ok=True)
         if "base" in options:
-            record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": []}
+            wish = read_saved(settings)[1].eval.model_dump()
+            record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
             (folder / "base_core.json").write_text(json.dumps(record))
         elif stage == "evaluate":
             for name in ("bpb", *read_saved(settings)[1].eval.tasks):
@@ -144,6 +145,8 @@ def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat,
     (home / "runs/demo/eval/base_core.json").unlink()
     assert nanochat("run", "--preset", "demo").code == 0
     assert [options[3] for _, options in launched.calls[6:]] == ["core"]
+    assert nanochat("run", "--preset", "demo", "--set", "eval.max_per_task=7").code == 0
+    assert [options[3] for _, options in launched.calls[7:]] == ["core"], "what was scored otherwise is scored again"
 
 
 def test_run_without_the_bundle_says_how_to_get_it(nanochat, launched, home) -> None:

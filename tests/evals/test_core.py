@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanochat.data.core_bundle import CORE_TASKS, load_bundle, load_items
+from nanochat.errors import NumericalError
 from nanochat.evals.core import CoreScore, TaskScore, evaluate_core_task, plan_batches, score_tokens
 from nanochat.evals.core_prompt import build_question, draw_shots, render_prompt
 from nanochat.model.config import GPTConfig
@@ -139,6 +140,14 @@ def test_one_example_a_task_works_and_few_shot_examples_stay_the_same(bundle: Pa
         all_of_them = evaluate_core_task(task, items, make_model(), TOKENIZER)
         assert one[0].total == 1
         assert one[1][0].losses == pytest.approx(all_of_them[1][0].losses, rel=1e-4)
+
+
+def test_a_broken_model_has_no_score(bundle: Path) -> None:
+    model = make_model()
+    model.head.weight.data[3] = float("nan")
+    for task in load_bundle(bundle).tasks[:1]:
+        with pytest.raises(NumericalError, match="copa: the losses of question .* are not finite"):
+            evaluate_core_task(task, load_items(task)[0], model, TOKENIZER)
 
 
 def test_few_shot_examples_are_others_and_drawn_for_each_item() -> None:

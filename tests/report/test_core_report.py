@@ -4,6 +4,7 @@ import pytest
 
 from nanochat.paths import RunPaths
 from nanochat.report.collect import collect_report
+from nanochat.report.compare import render_comparison
 from nanochat.report.html import render_html
 from nanochat.report.markdown import render_markdown
 from tests.report.conftest import ATTACK, write_json
@@ -76,6 +77,14 @@ def test_the_whole_mean_is_called_core_and_nothing_is_missing(scored: RunPaths) 
     text = render_markdown(collect_report(scored))
     assert "CORE: 0.3333 +- 0.0137, the mean of the centred accuracies." in text
     assert "Without" not in text and "At most" not in text
+
+
+def test_two_runs_compare_the_tasks_of_core(scored: RunPaths) -> None:
+    before = collect_report(scored)
+    better = TASK | {"accuracy": 0.55}
+    write_json(scored.eval / "base_core.json", PARTIAL | {"core_tasks": [better]})
+    text = render_comparison(before, collect_report(scored))
+    assert "| base | CORE: arc\\_easy | 50.0 % | 55.0 % | +5.0 % (3.4 std. errors) |" in text
 
 
 def test_a_report_without_core_does_not_speak_of_it(run: RunPaths) -> None:

@@ -150,6 +150,13 @@ def test_changed_questions_and_damaged_scores_are_measured_again(
     assert read_core(evaluated)["core_tasks"][0]["total"] == 11
 
 
+def test_a_score_that_cannot_be_written_is_a_sentence(evaluated: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated.eval.mkdir()
+    (evaluated.eval / "core").write_text("in the way")
+    assert main(["evaluate", str(evaluated.settings), *CORE]) == 4
+    assert "eval/core cannot be written" in capsys.readouterr().err
+
+
 def test_without_a_bundle_all_says_so_and_core_alone_is_missing(
     start_run: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
