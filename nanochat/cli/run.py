@@ -10,7 +10,7 @@ from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
-from nanochat.data.core_bundle import AGAIN, has_bundle
+from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
 from nanochat.errors import MissingError
 
 STAGES = ("tokenizer", "base", "mid", "sft")
@@ -33,6 +33,8 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(overrides, track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
+    if has_bundle(invocation.workspace.core):
+        load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
         raise MissingError(
             f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",

@@ -149,6 +149,16 @@ def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat,
     assert [options[3] for _, options in launched.calls[7:]] == ["core"], "what was scored otherwise is scored again"
 
 
+def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched, home) -> None:
+    write_bundle(home / "core", ["copa"])
+    (home / "core" / "eval_meta_data.csv").unlink()
+    outcome = nanochat("run", "--preset", "demo")
+    assert outcome.code == 4 and "nanochat download core" in outcome.err and not launched.calls
+    write_bundle(home / "core", ["copa"])
+    outcome = nanochat("run", "--preset", "demo", "--set", "eval.core_tasks=kopa")
+    assert outcome.code == 2 and "did you mean 'copa'" in outcome.err and not launched.calls
+
+
 def test_run_without_the_bundle_says_how_to_get_it(nanochat, launched, home) -> None:
     said = nanochat("run", "--preset", "demo").err
     assert "no CORE: its bundle is not at hand; `nanochat download core` brings it" in said
