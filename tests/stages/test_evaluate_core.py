@@ -26,17 +26,20 @@ CORE = ("--of", "base", "--score", "core")
 # Ends itself with a signal in the middle of the n-th task, after its first pass.
 ENDING = """
 import os, sys
-from nanochat.evals import core
-score, started = core.evaluate_core_task, []
+import nanochat.stages.evaluate, nanochat.stages.evaluate_core
+stage, name = (
+    (nanochat.stages.evaluate, "evaluate_chat") if "chat" in sys.argv
+    else (nanochat.stages.evaluate_core, "evaluate_core_task")
+)
+score, started = getattr(stage, name), []
 def score_and_end(task, *args, progress, **values):
-    started.append(task.label)
+    started.append(task)
     def advance(done, total):
         progress(done, total)
         if len(started) == int(sys.argv[1]):
             os.kill(os.getpid(), int(sys.argv[2]))
     return score(task, *args, progress=advance, **values)
-import nanochat.stages.evaluate_core as stage
-stage.evaluate_core_task = score_and_end
+setattr(stage, name, score_and_end)
 from nanochat.stages.__main__ import main
 sys.exit(main(["evaluate", *sys.argv[3:]]))
 """
@@ -111,15 +114,20 @@ def test_a_killed_evaluation_goes_on_and_equals_the_uninterrupted_one(
     assert main(["evaluate", *words]) == 0
     whole = {path: path.read_bytes() for path in evaluated.eval.rglob("*") if path.is_file()}
     shutil.rmtree(evaluated.eval)
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", ENDING, str(place), str(int(number)), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert ended.returncode == code, ended.stderr
+    evaluate_until(place, number, code, words)
     assert len(list((evaluated.eval / "core").glob("*.json"))) == place - 1
     capsys.readouterr()
     assert main(["evaluate", *words, "--keep-finished"]) == 0
     assert capsys.readouterr().err.count("as measured before") == place - 1
     assert {path: path.read_bytes() for path in evaluated.eval.rglob("*") if path.is_file()} == whole
+
+
+def evaluate_until(place: int, number: int, code: int, words: list[str]) -> None:
+    """Evaluate in a process that ends itself in its task number `place`."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", ENDING, str(place), str(int(number)), *words]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == code, ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -173,12 +181,15 @@ def test_all_scores_of_a_chat_model_include_core(evaluated: RunPaths) -> None:
     assert {"sft_bpb.json", "sft_core.json", "sft_letters.json", "sft_arithmetic.json", "sft_chatcore.json"} == names
 
 
-def test_a_chat_evaluation_goes_on_too(evaluated: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_chat_evaluation_goes_on_and_equals_the_uninterrupted_one(
+    evaluated: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [str(evaluated.settings), "--score", "chat", "--set", "eval.answers_each=2", "--set", "eval.temperature=1"]
     assert main(["evaluate", *words]) == 0
     whole = {path: path.read_bytes() for path in evaluated.eval.glob("*.json")}
-    (evaluated.eval / "sft_arithmetic.json").unlink()
-    (evaluated.eval / "sft_chatcore.json").unlink()
+    shutil.rmtree(evaluated.eval)
+    evaluate_until(2, signal.SIGKILL, -9, words)
+    assert [path.name for path in evaluated.eval.iterdir()] == ["sft_letters.json"]
     capsys.readouterr()
     assert main(["evaluate", *words, "--keep-finished"]) == 0
     assert capsys.readouterr().err.count("as measured before") == 1
