@@ -132,7 +132,7 @@ class EvalSettings(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer of a generative task, in tokens."""
     batch_size: int = Field(default=32, ge=1)
-    """Slots of the engine during evaluation."""
+    """Slots of the engine during evaluation, and at most so many rows of CORE in a pass."""
     answers_each: int = Field(default=1, ge=1)
     """Answers to each example of a generative task: more than one give pass@k and need a temperature."""
     temperature: float = Field(default=0.0, ge=0)

@@ -26,7 +26,7 @@ from nanochat.tokenizer.bpe import Tokenizer
 
 Progress = Callable[[int, int], None]
 
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}
 """Tokens of a pass, padding included: as many as keep the device busy. On a CPU more leave its caches: at depth 4 a
 token takes 1.4 to 2 times as long in passes of 16,384 as in passes of 1,024."""
 
@@ -131,7 +131,7 @@ def evaluate_core_task(
 ) -> tuple[TaskScore, list[Prediction]]:
     """Score a model on at most `max_examples` items, spread evenly over the task; the predictions in their order.
 
-    seed: of the few-shot examples. batch_tokens: tokens of a pass; changes nothing but speed and memory.
+    seed: of the few-shot examples. batch_tokens: at most so many tokens a pass; changes nothing but speed and memory.
     progress(done, all) is told this rank's items. Raises NumericalError where the model is broken.
     Collective with a `world`: rank r answers items r, r + n, ...; every rank returns all predictions.
     """
@@ -185,7 +185,8 @@ def _score_questions(
 ) -> Iterator[tuple[int, Answer]]:
     """(place, answer) of every question that fits, the longest first."""
     device = next(model.parameters()).device
-    budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    budget = budget if batch_tokens is None else min(batch_tokens, budget)
     pending: dict[int, dict[int, Answer]] = {place: {} for place, question in enumerate(questions) if question.trees}
     trees = [(place, tree) for place in pending for tree in questions[place].trees]
     for batch in plan_batches([_measure(tree) for _, tree in trees], budget):

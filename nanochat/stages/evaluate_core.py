@@ -73,6 +73,7 @@ def _score_task(
         subject.tokenizer,
         max_examples=limit,
         seed=seed,
+        batch_tokens=job.settings.eval.batch_size * subject.model.config.context,
         world=job.world,
         progress=advance,
     )

@@ -43,7 +43,7 @@ def test_predictions_equal_the_one_example_a_pass_reference(
     raw = next(raw for raw in oracle_core.read_tasks(bundle) if raw["label"] == label)
     items, _ = load_items(task)
     expected = oracle_core.predict_task(bundle, raw, list(range(len(items))), model, TOKENIZER)
-    for batch_tokens in (1, 700, 100_000):
+    for batch_tokens in (1, 700, None):
         score, predictions = evaluate_core_task(task, items, model, TOKENIZER, batch_tokens=batch_tokens)
         for prediction in predictions:
             wanted = expected[prediction.index]
