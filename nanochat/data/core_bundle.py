@@ -8,6 +8,7 @@ import csv
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def parse_item(kind: Kind, value: Any) -> CoreItem:
     return CoreItem(options, gold)
 
 
-def _parse_task(entry: dict[str, Any], data: Path, baselines: dict[str, float], path: Path) -> CoreTask:
+def _parse_task(entry: dict[str, Any], data: Path, baselines: dict[str, str], path: Path) -> CoreTask:
     label, kind, uri = (entry.get(key) for key in ("label", "icl_task_type", "dataset_uri"))
     if not isinstance(label, str) or not isinstance(uri, str):
         raise DataError(f"{path}: a task has no label or no dataset_uri: {entry}", AGAIN)
@@ -184,30 +185,38 @@ def _parse_task(entry: dict[str, Any], data: Path, baselines: dict[str, float], 
         raise DataError(f"{path}: num_fewshot = {entry.get('num_fewshot')!r} of {label} is not one number", AGAIN)
     if unsupported := next((key for key in UNSUPPORTED if entry.get(key)), None):
         raise DataError(f"{path}: {unsupported} of {label} is not supported", AGAIN)
-    if label not in baselines:
-        raise DataError(f"{path.with_name(BASELINE_FILE)} has no random baseline for {label}", AGAIN)
+    baseline = _parse_baseline(label, baselines, path.with_name(BASELINE_FILE))
     file = data / uri
     if not file.resolve().is_relative_to(data.resolve()):
         raise DataError(f"{path}: dataset_uri = {uri!r} of {label} leads out of {data}", AGAIN)
     between, before = entry.get("example_delimiter", "\n"), entry.get("continuation_delimiter", " ")
     kind = KINDS[KINDS.index(kind)]
-    return CoreTask(label, kind, file, shots, baselines[label], str(before), str(between))
+    return CoreTask(label, kind, file, shots, baseline, str(before), str(between))
 
 
-def _read_baselines(path: Path) -> dict[str, float]:
-    """Random accuracies by task; the file has them in percent."""
+def _read_baselines(path: Path) -> dict[str, str]:
+    """Random accuracies by task in percent, as they stand there: the file has tasks that are not ours, too."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            values = {row["Eval Task"].strip(): float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+            return {row["Eval Task"].strip(): row["Random baseline"] or "" for row in csv.DictReader(file)}
     except FileNotFoundError:
         raise DataError(f"there is no {path}: what guessing gets is unknown", AGAIN) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
         raise DataError(
             f"{path} does not have the columns 'Eval Task' and 'Random baseline': {_first_line(error)}", AGAIN
         ) from error
-    if bad := next((label for label, value in values.items() if not 0 <= value < 1), None):
-        raise DataError(f"{path}: the random baseline of {bad} is {100 * values[bad]:g} %, not in [0, 100)", AGAIN)
-    return values
+
+
+def _parse_baseline(label: str, baselines: dict[str, str], path: Path) -> float:
+    if label not in baselines:
+        raise DataError(f"{path} has no random baseline for {label}", AGAIN)
+    try:
+        value = float(baselines[label])
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 100:
+        raise DataError(f"{path}: the random baseline of {label} is {baselines[label]!r}, not in [0, 100)", AGAIN)
+    return value / 100
 
 
 def _check_labels(only: Sequence[str], present: list[str], missing: dict[str, str]) -> None:
