@@ -305,7 +305,8 @@ def _explain(error: ValidationError, places: dict[str, Wish]) -> UsageError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"][:2])
     wish = places.get(key)
-    message = first["msg"][:1].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     value = f"{key} = {json.dumps(wish.value, default=str)}" if wish else key
     field = list_fields().get(key)
     about = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""

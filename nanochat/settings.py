@@ -5,7 +5,7 @@ Knows no files and no environment (see layers.py) and no arithmetic (see plan.py
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GPT4_STYLE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -132,7 +132,23 @@ class EvalSettings(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer of a generative task, in tokens."""
     batch_size: int = Field(default=32, ge=1)
-    """Slots of the engine during evaluation."""
+    """Slots of the engine during evaluation, and at most so many rows of CORE in a pass."""
+    answers_each: int = Field(default=1, ge=1)
+    """Answers to each example of a generative task: more than one give pass@k and need a temperature."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of the answers to generative tasks; 0: the most likely one."""
+    core_tasks: list[str] = []
+    """Tasks of the CORE bundle to score, by name; empty: all that are there."""
+    max_per_task: int | None = Field(default=None, ge=1)
+    """Questions of one CORE task; unset: all."""
+
+    @model_validator(mode="after")
+    def check_sampling(self) -> "EvalSettings":
+        """Several answers have to differ."""
+        if self.answers_each > 1 and self.temperature == 0:
+            number = self.answers_each
+            raise ValueError(f"answers_each = {number} at temperature 0 are all the same; set eval.temperature to 0.8")
+        return self
 
 
 class CheckpointSettings(Section):

@@ -1,4 +1,4 @@
-"""`nanochat eval bpb | chat | all`."""
+"""`nanochat eval bpb | core | chat | all`."""
 
 import json
 from dataclasses import replace
@@ -12,14 +12,24 @@ from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
 from nanochat.cli.train import check_devices, start
+from nanochat.data.core_bundle import check_bundle, has_bundle, load_bundle
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath, RunPaths
 
 app = new_group("Score a trained model.")
 
+SAMPLES_TEMPERATURE = 0.8
+"""Of `--samples` where none is given: what Chen et al. 2021 found best for many samples."""
+
 Model = Annotated[
     str | None, typer.Argument(metavar="[MODEL]", help="RUN, RUN/sft or RUN/sft@650; default: the newest model.")
 ]
+
+
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks; default: those of the settings.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted evaluation has finished.")]
 
 
 @command(app, "bpb", "nanochat eval bpb demo/base")
@@ -30,42 +40,99 @@ def evaluate_bpb(
     return evaluate("bpb", invocation, model, overrides, cluster)
 
 
-@command(app, "chat", "nanochat eval chat demo/sft")
-def evaluate_chat(
-    invocation: Invocation, model: Model = None, overrides: Overrides = None, cluster: Cluster = ALONE
+@command(app, "core", "nanochat eval core d20/base --max-per-task 500")
+def evaluate_core(
+    invocation: Invocation,
+    model: Model = None,
+    max_per_task: Annotated[
+        int | None, typer.Option("--max-per-task", metavar="N", help="Questions of one task; default: all.")
+    ] = None,
+    tasks: Tasks = None,
+    log_samples: Annotated[
+        bool, typer.Option("--log-samples", help="Write every prediction: eval/core/STAGE_TASK.jsonl.")
+    ] = False,
+    resume: Resume = False,
+    overrides: Overrides = None,
+    cluster: Cluster = ALONE,
 ) -> int:
-    """The chat tasks of eval.tasks."""
-    return evaluate("chat", invocation, model, overrides, cluster)
+    """CORE: the 22 tasks of the DCLM bundle, for a base model."""
+    told = [*(overrides or ())]
+    told += [f"eval.max_per_task={max_per_task}"] if max_per_task is not None else []
+    told += [f"eval.core_tasks={tasks}"] if tasks else []
+    flags = ("--log-samples",) if log_samples else ()
+    return evaluate("core", invocation, model, told, cluster, resume, flags)
+
+
+@command(app, "chat", "nanochat eval chat demo/sft --samples 8")
+def evaluate_chat(
+    invocation: Invocation,
+    model: Model = None,
+    tasks: Tasks = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="K", help="Answers to each question of a generative task."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="Of the answers; default with --samples: 0.8.")
+    ] = None,
+    resume: Resume = False,
+    overrides: Overrides = None,
+    cluster: Cluster = ALONE,
+) -> int:
+    """The chat tasks of eval.tasks, and their centred mean: ChatCORE."""
+    told = [*(overrides or ())]
+    told += [f"eval.tasks={tasks}"] if tasks else []
+    if samples is not None:
+        told.append(f"eval.answers_each={samples}")
+        if temperature is None and samples > 1 and not any(text.startswith("eval.temperature") for text in told):
+            temperature = SAMPLES_TEMPERATURE
+    told += [f"eval.temperature={temperature}"] if temperature is not None else []
+    return evaluate("chat", invocation, model, told, cluster, resume)
 
 
 @command(app, "all", "nanochat eval all demo")
 def evaluate_all(
-    invocation: Invocation, model: Model = None, overrides: Overrides = None, cluster: Cluster = ALONE
+    invocation: Invocation,
+    model: Model = None,
+    resume: Resume = False,
+    overrides: Overrides = None,
+    cluster: Cluster = ALONE,
 ) -> int:
-    """Every score that suits the model."""
-    return evaluate("all", invocation, model, overrides, cluster)
+    """Every score that suits the model and whose data is at hand: bpb, CORE, chat."""
+    return evaluate("all", invocation, model, overrides, cluster, resume)
 
 
 def evaluate(
-    score: str, invocation: Invocation, model: str | None, overrides: list[str] | None, cluster: Cluster
+    score: str,
+    invocation: Invocation,
+    model: str | None,
+    overrides: list[str] | None,
+    cluster: Cluster,
+    resume: bool = False,
+    flags: tuple[str, ...] = (),
 ) -> int:
-    """Find the model, run the evaluation, show what it wrote."""
+    """Find the model, run the evaluation, show what it wrote. flags: options that the worker has by the same name."""
     from nanochat.tasks.catalog import build_task
 
+    if score == "core":
+        check_bundle(invocation.workspace.core)
     found = invocation.workspace.resolve_model(model)
     if found.run is None:
         raise UsageError(f"{model} is a bare checkpoint; scores belong to a run", "nanochat runs ls")
     invocation.console.say(f"model {found}")
     target = choose_target(invocation, run=found.run.name, overrides=overrides)
     check_evaluation(score, found, target)
-    for name in target.settings.eval.tasks:
+    if score in ("core", "all") and has_bundle(invocation.workspace.core):
+        load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
+    for name in target.settings.eval.tasks if score != "core" else ():
         build_task(name, "test", 1)
-    if score != "chat":
+    if score in ("bpb", "all"):
         check_dataset(invocation, target.settings.data.dataset)
     check_devices(target.settings.runtime.device, cluster)
-    options = ("--of", f"{found.stage}@{found.step}", "--score", score, *override_options(target))
+    kept = ("--keep-finished",) if resume else ()
+    options = ("--of", f"{found.stage}@{found.step}", "--score", score, *kept, *flags, *override_options(target))
     overrides_again = [word for item in overrides or [] for word in ("--set", item)]
-    again = ("eval", score, str(found), *overrides_again)
+    again = ("eval", score, str(found), *flags, *(("--resume",) if score != "bpb" else ()), *overrides_again)
     unchanged = replace(target, changed={})  # the run's settings stay as they are
     code = start("evaluate", invocation, unchanged, cluster, options, again)
     if code or invocation.dry_run:
@@ -101,11 +168,19 @@ def list_scores(run: RunPaths) -> list[dict[str, Any]]:
 
 def are_scores_done(run: RunPaths, tasks: list[str]) -> bool:
     """Whether the final sft model has its bits per byte and all chat tasks."""
-    step = read_result(run, "sft").get("step")
-    names = {
-        score.get("name") for score in list_scores(run) if score.get("stage") == "sft" and score.get("step") == step
-    }
-    return {"bpb", *tasks} <= names
+    return {"bpb", *tasks} <= {score.get("name") for score in _final_scores(run, "sft")}
+
+
+def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:
+    """Whether the final base model has its CORE, or the mean of the tasks that there were, with these settings."""
+    wish = {"core_tasks": tasks, "max_per_task": max_per_task}
+    scores = [score for score in _final_scores(run, "base") if "core_tasks" in score]
+    return any(all(score.get("settings", {}).get(key) == value for key, value in wish.items()) for score in scores)
+
+
+def _final_scores(run: RunPaths, stage: str) -> list[dict[str, Any]]:
+    step = read_result(run, stage).get("step")
+    return [score for score in list_scores(run) if score.get("stage") == stage and score.get("step") == step]
 
 
 def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
@@ -115,17 +190,34 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
         return
     rows = []
     for score in scores:
-        value = score.get("bpb", score.get("accuracy", score.get("value")))
-        shown = "-" if value is None else f"{value:.4f}" if "accuracy" not in score else f"{100 * value:.1f}%"
+        value, error = score.get("bpb", score.get("accuracy", score.get("value"))), score.get("stderr")
+        scale, digits, unit = (100, 1, "%") if "accuracy" in score else (1, 4, "")
+        shown = "-" if value is None else f"{scale * value:.{digits}f}{unit}"
+        shown_error = "" if error is None else f"+- {scale * error:.{digits}f}"
+        name = f"{score.get('stage')}@{score.get('step')}"
+        rows.append((name, score.get("name"), shown, shown_error, _describe_extent(score)))
+        rows += [
+            (
+                name,
+                f"  {task['label']}",
+                f"{100 * task['accuracy']:.1f}%",
+                f"+- {100 * task['stderr']:.1f}",
+                f"of {task['total']}, centred {task['centred']:.3f}",
+            )  # fmt: skip
+            for task in score.get("core_tasks", ())
+        ]
+        rows += [(name, f"  pass@{k}", f"{100 * share:.1f}%", "", "") for k, share in score.get("pass_at", {}).items()]
+    invocation.console.show(format_table(rows, right=[2, 3]))
+
+
+def _describe_extent(score: dict[str, Any]) -> str:
+    """What a score was measured on."""
+    if score.get("total"):
+        answers = f" x {score['answers_each']} answers" if score.get("answers_each", 1) > 1 else ""
         tools = f", {score['with_tool']} with a tool" if score.get("with_tool") else ""
-        of = (
-            f"of {score['total']}{tools}"
-            if score.get("total")
-            else f"on {score['num_tokens']:,} tokens"
-            if score.get("num_tokens")
-            else f"over {', '.join(score['tasks'])}"
-            if score.get("tasks")
-            else ""
-        )
-        rows.append((f"{score.get('stage')}@{score.get('step')}", score.get("name"), shown, of))
-    invocation.console.show(format_table(rows, right=[2]))
+        return f"of {score['total']}{answers}{tools}"
+    if score.get("num_tokens"):
+        return f"on {score['num_tokens']:,} tokens"
+    if score.get("missing"):
+        return f"without {', '.join(score['missing'])}"
+    return f"over {', '.join(score['tasks'])}" if score.get("tasks") else ""

@@ -3,13 +3,14 @@
 import typer
 
 from nanochat.cli.cluster import Cluster
-from nanochat.cli.eval import are_scores_done, list_scores
+from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
+from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
 from nanochat.errors import MissingError
 
 STAGES = ("tokenizer", "base", "mid", "sft")
@@ -32,6 +33,8 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(overrides, track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
+    if has_bundle(invocation.workspace.core):
+        load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
         raise MissingError(
             f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",
@@ -71,7 +74,16 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
             return code
         trained = True
         target = target.written()
+    has_core, wish = has_bundle(invocation.workspace.core), target.settings.eval
+    if has_core and (trained or not is_core_done(target.run, wish.core_tasks, wish.max_per_task)):
+        options = ("--of", "base", "--score", "core", "--keep-finished")
+        code = start("evaluate", invocation, target, cluster, options, again, following="eval")
+        if code:
+            return code
     if not trained and are_scores_done(target.run, target.settings.eval.tasks):
         invocation.console.say("eval is done, skipped")
         return 0
-    return start("evaluate", invocation, target, cluster, again=again)
+    if not has_core:
+        invocation.console.say(f"no CORE: its bundle is not at hand; `{AGAIN}` brings it")
+    options = ("--score", "bpb,chat", "--keep-finished")
+    return start("evaluate", invocation, target, cluster, options, again)

@@ -1,10 +1,11 @@
-"""Accuracy on a chat task: answers sampled by the engine with tools, or the most likely answer letter.
+"""Accuracy on a chat task: answers written by the engine with tools, or the most likely answer letter.
 
-Knows neither files nor settings. Everything is greedy, so the same model and task give the same score.
-
-Legend: B prompts, T tokens of the longest, C width.
+Knows neither files nor settings. Greedy by default; sampled answers have a seed of their own each. So the same model,
+task and seed give the same score on any number of ranks.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +13,16 @@ from typing import Any
 
 import torch
 
-from nanochat.conversation import Conversation, Part, PartKind
-from nanochat.engine.engine import Engine, Request
+from nanochat.conversation import Conversation, Part, PartKind, dump_conversation
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.tool_loop import ToolLoop
+from nanochat.evals.answering import choose_letters, find_letters, generate_answers
+from nanochat.evals.passk import estimate_pass_at_k
 from nanochat.runtime import World
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 
 Progress = Callable[[int, int], None]
-
-LETTERS = ("A", "B", "C", "D")
-"""Choices of a categorical task that has no `letters(index)` of its own."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,9 @@ class Score:
     """An accuracy with what is needed to judge it.
 
     total: graded examples; too_long of them had a prompt that leaves no room for an answer and count as wrong.
-    with_tool: examples whose answer got a tool's output, right or wrong. baseline: what guessing gets. accuracy and
-    stderr are None where nothing was graded.
+    answers_each: answers to each example; correct counts right answers and with_tool those that got a tool's output,
+    right or wrong. baseline: what guessing gets. pass_at: pass@k by k. squares: the mean of the squared accuracies of
+    the examples; None: each has one answer. accuracy and stderr are None where nothing was graded.
     """
 
     name: str
@@ -53,16 +52,21 @@ class Score:
     with_tool: int = 0
     baseline: float = 0.0
     samples: tuple[AnswerSample, ...] = ()
+    answers_each: int = 1
+    pass_at: tuple[tuple[int, float], ...] = ()
+    squares: float | None = None
 
     @property
     def accuracy(self) -> float | None:
-        return self.correct / self.total if self.total else None
+        return self.correct / (self.total * self.answers_each) if self.total else None
 
     @property
     def stderr(self) -> float | None:
-        """sqrt(p (1 - p) / n)"""
+        """sqrt(p (1 - p) / n) for one answer an example. Examples are independent, several answers to one are not."""
         p = self.accuracy
-        return None if p is None else math.sqrt(p * (1 - p) / self.total)
+        if p is None:
+            return None
+        return math.sqrt(max(0.0, (p if self.squares is None else self.squares) - p * p) / self.total)
 
     @property
     def centred(self) -> float | None:
@@ -72,8 +76,18 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """JSON values, derived numbers included."""
         values = asdict(self)
-        samples = values.pop("samples")
+        samples, pass_at, squares = (values.pop(key) for key in ("samples", "pass_at", "squares"))
+        if pass_at:
+            values |= {"pass_at": {str(k): value for k, value in pass_at}, "squares": squares}
         return values | {"accuracy": self.accuracy, "stderr": self.stderr, "samples": list(samples)}
+
+
+def read_score(values: dict[str, Any]) -> Score:
+    """The score that `to_dict` wrote; other keys are left alone."""
+    own = {key: values[key] for key in Score.__dataclass_fields__ if key in values}
+    own["samples"] = tuple(AnswerSample(**sample) for sample in values["samples"])
+    own["pass_at"] = tuple((int(k), value) for k, value in values.get("pass_at", {}).items())
+    return Score(**own)
 
 
 def evaluate_chat(
@@ -84,6 +98,9 @@ def evaluate_chat(
     max_examples: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 256,
+    answers_each: int = 1,
+    temperature: float = 0.0,
+    seed: int = 42,
     num_samples: int = 8,
     world: World | None = None,
     progress: Progress | None = None,
@@ -91,7 +108,8 @@ def evaluate_chat(
     """Score a model on at most `max_examples` examples, spread evenly over the task.
 
     model: a GPT in the state in which it is to be scored. max_new_tokens: the longest answer where the task
-    does not ask for a shorter one. num_samples: examples to keep for people, wrong ones first up to half of them.
+    does not ask for a shorter one. answers_each: answers to each example of a generative task; with more than one the
+    score has pass@k. num_samples: examples to keep for people, wrong ones first up to half of them.
     progress(done, all) is called after each example or batch.
     Collective with a `world`: rank r answers examples r, r + n, ...; counts are summed, samples stay with each rank.
     """
@@ -101,40 +119,50 @@ def evaluate_chat(
     conversations = [task.example(index) for index in indices]
     prompts = [render_prompt(tokenizer, without_answer(conversation)) for conversation in conversations]
     fitting = [place for place, prompt in enumerate(prompts) if len(prompt) < model.config.context]
-    fitting_prompts = [prompts[place] for place in fitting]
     report = progress or (lambda done, num_all: None)
     baseline, with_tool = 0.0, 0
     if task.eval_type == "categorical":
-        letters = [_letters_of(task, index) for index in indices]
+        answers_each = 1
+        letters = [find_letters(task, index) for index in indices]
         baseline = sum(1 / len(choices) for choices in letters)
-        fitting_letters = [letters[place] for place in fitting]
-        chosen = _choose_letters(model, tokenizer, fitting_prompts, fitting_letters, batch_size, report)
+        fitting_prompts, fitting_letters = [prompts[place] for place in fitting], [letters[place] for place in fitting]
+        chosen = choose_letters(model, tokenizer, fitting_prompts, fitting_letters, batch_size, report)
         answers = [(Part("text", letter),) for letter in chosen]
     else:
         longest = max_new_tokens if task.max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
-        answer_ids, with_tool = _answer(model, tokenizer, fitting_prompts, batch_size, longest, report)
+        asked = [(place, number) for place in fitting for number in range(answers_each)]
+        params = [
+            SamplingParams(temperature, seed=draw_seed(seed, task.name, indices[place], number), max_new_tokens=longest)
+            for place, number in asked
+        ]
+        asked_prompts = [prompts[place] for place, _ in asked]
+        answer_ids, with_tool = generate_answers(model, tokenizer, asked_prompts, params, batch_size, report)
         answers = [split_parts(tokenizer, ids) for ids in answer_ids]
-    answered = dict(zip(fitting, answers, strict=True))
-    graded: list[bool | None] = []
-    samples: list[AnswerSample] = []
-    for place, conversation in enumerate(conversations):
-        parts = answered.get(place)
-        if parts is None:
-            verdict: bool | None = False
-            shown = f"(the prompt has {len(prompts[place])} tokens, too long for a context of {model.config.context})"
-        else:
-            verdict = task.evaluate(conversation, "".join(part.text for part in parts if part.kind == "text"))
-            shown = show_parts(parts)
-        graded.append(verdict)
-        samples.append(AnswerSample(conversation.messages[-2].text, shown, verdict))
-    counts = [sum(v is True for v in graded), sum(v is not None for v in graded), len(prompts) - len(fitting)]
-    sums = torch.tensor([*counts, with_tool, baseline], dtype=torch.float64)
+    texts = ["".join(part.text for part in parts if part.kind == "text") for parts in answers]
+    repeated = [conversations[place] for place in fitting for _ in range(answers_each)]
+    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)))
+    graded: list[list[bool | None]] = [[False] * answers_each for _ in conversations]
+    shown = [
+        f"(the prompt has {len(prompt)} tokens, too long for a context of {model.config.context})" for prompt in prompts
+    ]
+    for number, place in enumerate(fitting):
+        graded[place] = list(verdicts[number * answers_each : (number + 1) * answers_each])
+        shown[place] = show_parts(answers[number * answers_each])
+    samples = [
+        AnswerSample(conversation.messages[-2].text, text, own[0])
+        for conversation, text, own in zip(conversations, shown, graded, strict=True)
+    ]
+    counts = [sum(map(bool, own)) for own in graded if None not in own]  # right answers of each graded example
+    ks = list_ks(answers_each)
+    passed = [sum(estimate_pass_at_k(answers_each, count, k) for count in counts) for k in ks]
+    squares = sum((count / answers_each) ** 2 for count in counts)
+    numbers = [sum(counts), len(counts), len(prompts) - len(fitting), with_tool, baseline, squares, *passed]
+    sums = torch.tensor(numbers, dtype=torch.float64)
     if world is not None and world_size > 1:
         sums = sums.to(world.device)
         world.all_reduce_sum(sums)
-    *numbers, baseline = sums.tolist()
-    correct, total, too_long, with_tool = map(int, numbers)
-    mean_baseline = baseline / len(picked) if picked else 0.0
+    correct, total, too_long, with_tool = map(int, sums[:4].tolist())
+    baseline, squares, *passed = sums[4:].tolist()
     return Score(
         task.name,
         correct,
@@ -142,9 +170,36 @@ def evaluate_chat(
         too_long,
         len(picked) - total,
         with_tool,
-        mean_baseline,
+        baseline / len(picked) if picked else 0.0,
         _pick_samples(samples, num_samples),
+        answers_each,
+        tuple((k, value / total) for k, value in zip(ks, passed, strict=True)) if total else (),
+        squares / total if total and answers_each > 1 else None,
     )
+
+
+def list_ks(answers_each: int) -> list[int]:
+    """The k of pass@k that are worth a number: powers of two, and all answers; none for one, the accuracy.
+
+    >>> list_ks(1), list_ks(10)
+    ([], [1, 2, 4, 8, 10])
+    """
+    powers = [2**power for power in range(answers_each.bit_length()) if 2**power < answers_each]
+    return [*powers, answers_each] if answers_each > 1 else []
+
+
+def draw_seed(seed: int, task: str, index: int, number: int) -> int:
+    """The seed of one answer, whatever else is answered: 63 bits."""
+    digest = hashlib.sha256(f"{seed}/{task}/{index}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def hash_examples(task: Task, max_examples: int | None) -> str:
+    """SHA-256 of the examples that `evaluate_chat` looks at."""
+    digest = hashlib.sha256()
+    for index in spread_indices(task.num_examples(), max_examples):
+        digest.update(json.dumps(dump_conversation(task.example(index)), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _pick_samples(samples: list[AnswerSample], limit: int) -> tuple[AnswerSample, ...]:
@@ -153,6 +208,12 @@ def _pick_samples(samples: list[AnswerSample], limit: int) -> tuple[AnswerSample
     wrong = [place for place in places if samples[place].correct is False][: max(1, limit // 2)]
     others = [place for place in places if place not in wrong]
     return tuple(samples[place] for place in sorted((wrong + others)[:limit]))
+
+
+def estimate_mean_error(scores: Sequence[Score]) -> float | None:
+    """The standard error of `average_centred`, the tasks being independent."""
+    errors = [score.stderr / (1 - score.baseline) for score in scores if score.stderr is not None]
+    return math.hypot(*errors) / len(errors) if errors else None
 
 
 def average_centred(scores: Sequence[Score]) -> float | None:
@@ -221,71 +282,3 @@ def show_parts(parts: Sequence[Part]) -> str:
         else:
             shown += part.text
     return shown
-
-
-def _answer(
-    model, tokenizer: Tokenizer, prompts: list[list[int]], batch_size: int, longest: int, report: Progress
-) -> tuple[list[list[int]], int]:
-    """Greedy answers with tools, many at a time, without their stop token; and how many of them a tool wrote to."""
-    if not prompts:
-        return [], 0
-    special = tokenizer.special_ids
-    context = min(model.config.context, max(map(len, prompts)) + longest)  # the cache is no larger than needed
-    engine = Engine(
-        model,
-        num_slots=min(batch_size, len(prompts)),
-        max_context=context,
-        tool_loop=ToolLoop.from_tokenizer(tokenizer),
-        eos_ids=(special["<|assistant_end|>"], tokenizer.bos_id),
-    )
-    params = SamplingParams(temperature=0.0, max_new_tokens=longest)
-    for number, prompt in enumerate(prompts):
-        engine.add(Request(number, prompt, params))
-    answers: list[list[int]] = [[] for _ in prompts]
-    helped: set[int] = set()
-    done = 0
-    while engine.num_active:
-        for event in engine.step():
-            assert isinstance(event.request_id, int)
-            if event.token is not None and event.finish != "stop":
-                answers[event.request_id].append(event.token)
-            if event.forced:
-                helped.add(event.request_id)
-            if event.finish:
-                done += 1
-                report(done, len(prompts))
-    return answers, len(helped)
-
-
-@torch.inference_mode()
-def _choose_letters(
-    model,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    letters: list[Sequence[str]],
-    batch_size: int,
-    report: Progress,
-) -> list[str]:
-    """The most likely first token among the letters of each prompt. The soft cap is monotone, so it is left out."""
-    device = next(model.parameters()).device
-    chosen = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # alike lengths need little padding
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        width = len(prompts[places[-1]])
-        rows = [prompts[place] + [tokenizer.bos_id] * (width - len(prompts[place])) for place in places]
-        hidden = model.hidden(torch.tensor(rows, device=device))  # (B, T, C); padding follows, so it is never seen
-        for row, place in enumerate(places):
-            ids = [tokenizer.encode(letter)[0] for letter in letters[place]]
-            if len(set(ids)) < len(ids):
-                raise ValueError(f"the choices {', '.join(letters[place])} begin with the same token")
-            weight = model.head_weight[torch.tensor(ids, device=device)].float()
-            logits = weight @ hidden[row, len(prompts[place]) - 1].float()
-            chosen[place] = letters[place][int(logits.argmax())]
-        report(start + len(places), len(prompts))
-    return chosen
-
-
-def _letters_of(task: Task, index: int) -> Sequence[str]:
-    letters = getattr(task, "letters", None)
-    return LETTERS if letters is None else letters(index)

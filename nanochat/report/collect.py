@@ -5,12 +5,13 @@ JSON Lines file that was cut short by a crash is left out and said.
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat.paths import RunPaths
+from nanochat.report.scores import ScoreReport, parse_score
+from nanochat.report.values import first_number, read_number, read_text
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 """In the order in which they run; `rl` is shown only where it was started."""
@@ -47,30 +48,6 @@ class StageReport:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One graded example of a chat task."""
-
-    question: str
-    answer: str
-    correct: bool | None
-
-
-@dataclass(frozen=True)
-class ScoreReport:
-    """One score of one stage; `value` is an accuracy, or bits per byte where `is_accuracy` is False."""
-
-    stage: str
-    name: str
-    value: float | None
-    is_accuracy: bool
-    correct: int | None = None
-    total: int | None = None
-    stderr: float | None = None
-    too_long: int = 0
-    answers: tuple[Answer, ...] = ()
-
-
-@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows."""
 
@@ -101,8 +78,8 @@ def collect_report(run: RunPaths) -> ReportData:
             environment = recorded
     return ReportData(
         run=run.name,
-        version=_text(saved.get("nanochat_version")),
-        preset=_text(saved.get("preset")),
+        version=read_text(saved.get("nanochat_version")),
+        preset=read_text(saved.get("preset")),
         settings=_collect_settings(saved.get("settings"), origins if isinstance(origins, dict) else {}),
         stages=tuple(stages),
         scores=_collect_scores(run, problems),
@@ -127,7 +104,7 @@ def _collect_settings(settings: object, origins: dict[str, Any]) -> tuple[tuple[
     if not isinstance(settings, dict):
         return ()
     flat_origins = dict(flatten(origins))
-    return tuple((key, value, _text(flat_origins.get(key)) or "default") for key, value in flatten(settings))
+    return tuple((key, value, read_text(flat_origins.get(key)) or "default") for key, value in flatten(settings))
 
 
 def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport:
@@ -142,7 +119,7 @@ def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport
     by_step: dict[int, dict[str, Any]] = {}
     val: dict[int, float] = {}
     for line in lines:
-        step, loss, bpb = line.get("step"), _number(line.get("loss")), _number(line.get("val_bpb"))
+        step, loss, bpb = line.get("step"), read_number(line.get("loss")), read_number(line.get("val_bpb"))
         if not isinstance(step, int) or isinstance(step, bool):
             continue
         if loss is not None:
@@ -151,8 +128,8 @@ def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport
             val[step] = bpb
     steps = sorted(by_step)
     last = by_step[steps[-1]] if steps else {}
-    rates = sorted(rate for step in steps if (rate := _number(by_step[step].get("tokens_per_second"))) is not None)
-    shares = sorted(share for step in steps if (share := _number(by_step[step].get("mfu"))) is not None)
+    rates = sorted(rate for step in steps if (rate := read_number(by_step[step].get("tokens_per_second"))) is not None)
+    shares = sorted(share for step in steps if (share := read_number(by_step[step].get("mfu"))) is not None)
     seen = [step for step in (result.get("step"), *steps[-1:], *sorted(val)[-1:]) if isinstance(step, int)]
     return StageReport(
         name=name,
@@ -162,17 +139,17 @@ def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport
         train_loss=tuple((step, float(by_step[step]["loss"])) for step in steps),
         val_bpb=tuple(sorted(val.items())),
         last_step=max(seen, default=None),
-        seconds=_first_number(result.get("seconds"), last.get("seconds")),
-        tokens=_first_number(result.get("tokens"), last.get("tokens")),
-        tokens_per_second=_first_number(rates[len(rates) // 2] if rates else None, result.get("tokens_per_second")),
-        mfu=_first_number(shares[len(shares) // 2] if shares else None, result.get("mfu")),
+        seconds=first_number(result.get("seconds"), last.get("seconds")),
+        tokens=first_number(result.get("tokens"), last.get("tokens")),
+        tokens_per_second=first_number(rates[len(rates) // 2] if rates else None, result.get("tokens_per_second")),
+        mfu=first_number(shares[len(shares) // 2] if shares else None, result.get("mfu")),
         samples=tuple(_parse_sample(line) for line in samples),
     )
 
 
 def _parse_sample(line: dict[str, Any]) -> Sample:
     step = line.get("step")
-    return Sample(step if isinstance(step, int) else None, _text(line.get("prompt")), _text(line.get("text")))
+    return Sample(step if isinstance(step, int) else None, read_text(line.get("prompt")), read_text(line.get("text")))
 
 
 def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreReport, ...]:
@@ -181,41 +158,9 @@ def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreReport, ..
     for path in paths:
         value = _read_object(path, run, problems)
         if value:
-            scores.append(_parse_score(path.stem, value))
+            scores.append(parse_score(path.stem, value))
     order = {name: index for index, name in enumerate(STAGES)}
     return tuple(sorted(scores, key=lambda score: (order.get(score.stage, len(order)), score.stage, score.name)))
-
-
-def _parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
-    """`sft_letters.json` holds the score `letters` of stage `sft`; keys of the file win over its name."""
-    stage, _, name = stem.partition("_")
-    inner = value.get("score")
-    if isinstance(inner, dict):
-        value = {**value, **inner}
-    elif _number(inner) is not None:
-        value = {"value": inner, **value}
-    bpb = _number(value.get("bpb"))
-    accuracy = _number(value.get("accuracy"))
-    total, correct, too_long = (_count(value.get(key)) for key in ("total", "correct", "too_long"))
-    samples = value.get("samples")
-    answers = [item for item in samples if isinstance(item, dict)] if isinstance(samples, list) else []
-    return ScoreReport(
-        stage=_text(value.get("stage")) or stage,
-        name=_text(value.get("name")) or name or stem,
-        value=_first_number(accuracy, bpb, value.get("value")),
-        is_accuracy=accuracy is not None or total is not None,
-        correct=correct,
-        total=total,
-        stderr=_number(value.get("stderr")),
-        too_long=too_long or 0,
-        answers=tuple(_parse_answer(item) for item in answers),
-    )
-
-
-def _parse_answer(value: dict[str, Any]) -> Answer:
-    verdict = value.get("correct")
-    correct = verdict if isinstance(verdict, bool) else None
-    return Answer(_text(value.get("question")), _text(value.get("answer")), correct)
 
 
 def _read_object(path: Path, run: RunPaths, problems: list[str]) -> dict[str, Any]:
@@ -257,21 +202,3 @@ def _read_lines(path: Path, run: RunPaths, problems: list[str]) -> list[dict[str
         numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         problems.append(f"{path.relative_to(run.root).as_posix()}: left out line {numbers}{torn}")
     return values
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _first_number(*values: object) -> float | None:
-    return next((number for value in values if (number := _number(value)) is not None), None)
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -2,8 +2,9 @@
 
 import math
 
-from nanochat.report.collect import ReportData, ScoreReport
+from nanochat.report.collect import ReportData
 from nanochat.report.markdown import escape, render_table
+from nanochat.report.scores import ScoreReport
 from nanochat.report.sections import NOT_RUN, NOTHING, Table, format_score, format_seconds, format_value
 
 
@@ -30,13 +31,25 @@ def settings_that_differ(first: ReportData, second: ReportData) -> Table:
 
 def scores_side_by_side(first: ReportData, second: ReportData) -> Table:
     """The difference is given in standard errors of the difference where both scores have one."""
-    left, right = ({(score.stage, score.name): score for score in data.scores} for data in (first, second))
+    left, right = ({(score.stage, score.name): score for score in _list_scores(data)} for data in (first, second))
     keys = [*left, *(key for key in right if key not in left)]
     rows = tuple(
         (*key, _score(left.get(key)), _score(right.get(key)), _difference(left.get(key), right.get(key)))
         for key in keys
     )
     return Table(("stage", "score", first.run, second.run, "difference"), rows, numeric=frozenset({2, 3, 4}))
+
+
+def _list_scores(data: ReportData) -> list[ScoreReport]:
+    """The scores, each mean of CORE followed by its tasks."""
+    listed = []
+    for score in data.scores:
+        listed.append(score)
+        listed += [
+            ScoreReport(score.stage, f"CORE: {task.label}", task.accuracy, True, total=task.total, stderr=task.stderr)
+            for task in score.core_tasks
+        ]
+    return listed
 
 
 def times_side_by_side(first: ReportData, second: ReportData) -> Table:

@@ -2,14 +2,18 @@
 
 from html import escape
 
-from nanochat.report.collect import ReportData, ScoreReport, StageReport
+from nanochat.report.collect import ReportData, StageReport
 from nanochat.report.plot import Series, plot_lines, smooth
+from nanochat.report.scores import ScoreReport
 from nanochat.report.sections import (
     NOT_RUN,
     Table,
+    core_table,
+    describe_core,
     fact_table,
     format_score,
     last_samples,
+    pass_table,
     sample_gap,
     score_table,
     settings_table,
@@ -89,7 +93,10 @@ def render_html(data: ReportData) -> str:
         parts += ["<h2>Left out</h2>", f'<ul class="problems">{problems}</ul>']
     parts += ['<h2 id="stages">Stages</h2>', _table(stage_table(data)), '<h2 id="scores">Scores</h2>']
     if data.scores:
-        parts += [_table(score_table(data)), *map(_answers, data.scores)]
+        parts.append(_table(score_table(data)))
+        if any(score.pass_at for score in data.scores):
+            parts += ["<h3>pass@k</h3>", _table(pass_table(data))]
+        parts += [*map(_core, data.scores), *map(_answers, data.scores)]
     else:
         parts.append(f'<p class="none">Evaluation: {NOT_RUN}.</p>')
     parts += [_stage(stage) for stage in data.stages]
@@ -129,6 +136,13 @@ def _stage(stage: StageReport) -> str:
             parts.append(f'<pre class="sample"><b>{_text(sample.prompt)}</b>{gap}{_text(sample.text)}</pre>')
     parts += [_details(title, _table(table)) for title, table in stage_facts(stage)]
     return "\n".join(part for part in parts if part)
+
+
+def _core(score: ScoreReport) -> str:
+    if not score.core_tasks:
+        return ""
+    told = "\n".join(f"<p>{_text(sentence)}</p>" for sentence in describe_core(score))
+    return f"<h3>CORE tasks of {_text(score.stage)}</h3>\n{told}\n{_table(core_table(score))}"
 
 
 def _answers(score: ScoreReport) -> str:

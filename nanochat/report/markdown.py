@@ -2,13 +2,17 @@
 
 import re
 
-from nanochat.report.collect import ReportData, ScoreReport, StageReport
+from nanochat.report.collect import ReportData, StageReport
+from nanochat.report.scores import ScoreReport
 from nanochat.report.sections import (
     NOT_RUN,
     Table,
+    core_table,
+    describe_core,
     fact_table,
     format_score,
     last_samples,
+    pass_table,
     sample_gap,
     score_table,
     settings_table,
@@ -31,6 +35,10 @@ def render_markdown(data: ReportData) -> str:
     lines += ["## Stages", "", *render_table(stage_table(data)), "", "## Scores", ""]
     if data.scores:
         lines += [*render_table(score_table(data)), ""]
+        if any(score.pass_at for score in data.scores):
+            lines += ["### pass@k", "", *render_table(pass_table(data)), ""]
+        for score in data.scores:
+            lines += _core(score)
         for score in data.scores:
             lines += _answers(score)
     else:
@@ -80,6 +88,13 @@ def _stage(stage: StageReport) -> list[str]:
                 "",
             ]
     return lines
+
+
+def _core(score: ScoreReport) -> list[str]:
+    if not score.core_tasks:
+        return []
+    told = [line for sentence in describe_core(score) for line in (escape(sentence), "")]
+    return [f"### CORE tasks of {escape(score.stage)}", "", *told, *render_table(core_table(score)), ""]
 
 
 def _answers(score: ScoreReport) -> list[str]:

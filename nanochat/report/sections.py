@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.report.collect import ReportData, ScoreReport, StageReport, flatten
+from nanochat.report.collect import ReportData, StageReport, flatten
+from nanochat.report.scores import ScoreReport
 
 NOT_RUN = "not run"
 NOTHING = "-"
@@ -58,6 +59,55 @@ def score_table(data: ReportData) -> Table:
     )
     header = ("stage", "score", "value", "std. error", "examples", "correct", "too long")
     return Table(header, rows, numeric=frozenset(range(2, 7)))
+
+
+def pass_table(data: ReportData) -> Table:
+    """pass@k of the scores that have several answers to each question."""
+    scores = [score for score in data.scores if score.pass_at]
+    ks = sorted({k for score in scores for k, _ in score.pass_at})
+    rows = tuple(
+        (score.stage, score.name, f"{score.answers_each:,}", *(_format_share(dict(score.pass_at).get(k)) for k in ks))
+        for score in scores
+    )
+    header = ("stage", "score", "answers each", *(f"pass@{k}" for k in ks))
+    return Table(header, rows, numeric=frozenset(range(2, len(header))))
+
+
+def core_table(score: ScoreReport) -> Table:
+    """The tasks of CORE; "cut" counts prompts that lost their oldest tokens to the context."""
+    rows = tuple(
+        (
+            task.label,
+            task.kind,
+            NOTHING if task.num_fewshot is None else str(task.num_fewshot),
+            NOTHING if task.total is None else f"{task.total:,}",
+            _format_share(task.accuracy),
+            _format_share(task.stderr),
+            _format_share(task.baseline),
+            NOTHING if task.centred is None else f"{task.centred:.3f}",
+            f"{task.truncated:,}" if task.truncated else NOTHING,
+            f"{task.too_long:,}" if task.too_long else NOTHING,
+        )
+        for task in score.core_tasks
+    )
+    header = ("task", "kind", "shots", "questions", "accuracy", "std. error", "guessing", "centred", "cut", "too long")
+    return Table(header, rows, numeric=frozenset(range(2, 10)))
+
+
+def describe_core(score: ScoreReport) -> list[str]:
+    """What to know about a CORE score beside its table, a sentence each."""
+    error = "" if score.stderr is None else f" +- {score.stderr:.4f}"
+    told = [f"{score.name}: {format_score(score)}{error}, the mean of the centred accuracies."]
+    if score.missing:
+        reasons = ", ".join(f"{label} ({why})" for label, why in score.missing)
+        told.append(f"Without {len(score.missing)} of the CORE tasks, so this is not CORE: {reasons}.")
+    if score.max_per_task:
+        told.append(f"At most {score.max_per_task:,} questions of a task.")
+    return told
+
+
+def _format_share(value: float | None) -> str:
+    return _format_rate(value, as_percent=True) or NOTHING
 
 
 def settings_table(data: ReportData) -> Table:

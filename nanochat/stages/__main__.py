@@ -44,7 +44,6 @@ from nanochat.stages.watch import RankWatch
 from nanochat.training.stop import INTERRUPTED, StopRequests
 
 RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft}
-SCORES = ("all", "bpb", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +92,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose model (default: the furthest)"
     )
-    parser.add_argument("--score", default="all", choices=SCORES, help="evaluate: which scores")
+    parser.add_argument("--score", default="all", help="evaluate: bpb, core, chat, several with commas, or all")
+    parser.add_argument("--keep-finished", action="store_true", help="evaluate: go on with an interrupted one")
+    parser.add_argument("--log-samples", action="store_true", help="evaluate: also write every prediction of CORE")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"
     )
@@ -122,7 +123,7 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
         with memory_errors(job, options.stage):
             if options.stage == "evaluate":
-                run_evaluate(job, display, options.of, options.score)
+                run_evaluate(job, display, options.of, options.score, options.keep_finished, options.log_samples)
             else:
                 with lock_run(run) if world.is_main else contextlib.nullcontext():
                     RUN_STAGE[options.stage](job, display)

@@ -1,77 +1,85 @@
-"""Evaluation of a trained model: bits per byte and chat tasks, as JSON in the run's eval folder."""
+"""Evaluation of a trained model: bits per byte, CORE and chat tasks, as JSON in the run's eval folder."""
 
-import json
-import re
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
-import nanochat
+from nanochat.data.core_bundle import AGAIN, has_bundle
 from nanochat.data.shards import load_manifest
-from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
 from nanochat.evals.bpb import measure_bits
-from nanochat.evals.chat import Score, average_centred, evaluate_chat
-from nanochat.model.gpt import GPT
-from nanochat.paths import ModelPath
-from nanochat.stages.assemble import load_model
+from nanochat.evals.chat import (
+    Score,
+    average_centred,
+    estimate_mean_error,
+    evaluate_chat,
+    hash_examples,
+    read_score,
+)
 from nanochat.stages.base import iter_validation
 from nanochat.stages.dataset import find_dataset
 from nanochat.stages.display import Display
+from nanochat.stages.evaluate_core import score_core
 from nanochat.stages.job import Job
+from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, load_subject, save_score, score_path
 from nanochat.tasks.catalog import build_task
-from nanochat.tokenizer.bpe import Tokenizer
 
+T = TypeVar("T")
+
+SCORES = ("bpb", "core", "chat")
 AUTO_TOKENS = 16_384
 """Tokens of a batch where batch.device_batch_size is auto."""
 CHAT_STAGES = ("mid", "sft", "rl")
 """Stages whose model knows the form of a conversation."""
 
 
-def run_evaluate(job: Job, display: Display, of: str | None = None, score: str = "all") -> dict[str, Any]:
+def run_evaluate(
+    job: Job,
+    display: Display,
+    of: str | None = None,
+    score: str = "all",
+    keep_finished: bool = False,
+    log_samples: bool = False,
+) -> dict[str, Any]:
     """Score the furthest model of the run, or the one of stage `of` ("sft", "sft@650"); returns name -> value.
 
-    score: "bpb", "chat" or "all" that suit the model. Collective: every rank calls this.
+    score: "bpb", "core", "chat", several with commas, or "all" that suit the model and are at hand. keep_finished:
+    take over what an interrupted evaluation has measured of the same model, data and settings. log_samples: also
+    write every prediction of CORE. Collective: every rank calls this.
     """
-    name = f"{job.run.name}/{of}" if of else job.run.name
-    model_path = job.world.ask_main(lambda: job.workspace.resolve_model(name))
-    assert model_path.stage is not None
-    model, tokenizer, meta = load_model(model_path, job.world.device, job.dtype, job.settings.tokenizer.kind)
-    display.say(f"evaluating {model_path} on {job.world.device}, {str(job.dtype).removeprefix('torch.')}")
-    if score == "chat" and model_path.stage not in CHAT_STAGES:
+    wanted = SCORES if score == "all" else tuple(score.split(","))
+    subject = load_subject(job, of)
+    stage = subject.path.stage
+    display.say(f"evaluating {subject.path} on {job.world.device}, {str(job.dtype).removeprefix('torch.')}")
+    if score == "chat" and stage not in CHAT_STAGES:
         raise UsageError(
-            f"{model_path} has not seen conversations: chat tasks need a mid or sft model", "nanochat eval bpb"
+            f"{subject.path} has not seen conversations: chat tasks need a mid or sft model", "nanochat eval bpb"
         )
     if score == "chat" and not job.settings.eval.tasks:
         raise UsageError("eval.tasks is empty: there is no chat task to score", "--set eval.tasks='[\"letters\"]'")
-    about = {
-        "stage": model_path.stage,
-        "step": model_path.step,
-        "model": str(model_path),
-        "tokenizer_hash": meta["tokenizer_hash"],
-        "nanochat_version": nanochat.__version__,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "settings": job.settings.eval.model_dump(),
-    }
     values: dict[str, Any] = {}
-    if score in ("all", "bpb"):
-        values["bpb"] = _score_bpb(job, model_path, model, tokenizer, about, display)
-    if score in ("all", "chat") and model_path.stage in CHAT_STAGES:
-        values |= _score_chat(job, model_path, model, tokenizer, about, display)
+    if "bpb" in wanted:
+        values["bpb"] = _score_bpb(job, subject, display)
+    has_core = job.world.all_gather(has_bundle(job.workspace.core))[0]  # one answer, though disks may differ
+    if "core" in wanted and score == "all" and not has_core:
+        display.say(f"no CORE: its bundle is not in {job.workspace.core}; `{AGAIN}` brings it")
+    elif "core" in wanted:
+        values |= score_core(job, subject, display, keep_finished, log_samples)
+    if "chat" in wanted and stage in CHAT_STAGES:
+        values |= _score_chat(job, subject, display, keep_finished)
     return values
 
 
-def _score_bpb(
-    job: Job, model_path: ModelPath, model: GPT, tokenizer: Tokenizer, about: dict[str, Any], display: Display
-) -> float:
+def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
     folder = find_dataset(job.workspace, job.settings.data.dataset)
-    num_tokens = job.settings.base.eval_tokens
+    num_tokens, model, tokenizer = job.settings.base.eval_tokens, subject.model, subject.tokenizer
     rows = job.settings.batch.device_batch_size
     if rows == "auto":  # any number gives the same score, and without gradients this many fit wherever the model does
         rows = max(1, AUTO_TOKENS // model.config.context)
     batches = iter_validation(folder, tokenizer, rows, model.config.context)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
-    bits = measure_bits(model, batches, token_bytes, num_tokens, job.world)
+    bits = measure_bits(model, _tell(job, "bpb", batches), token_bytes, num_tokens, job.world)
     text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"
     display.say(f"bpb {bits.bpb:.4f} bits per byte on {text}")
     data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash}
@@ -81,53 +89,74 @@ def _score_bpb(
         "num_bytes": bits.num_bytes,
         "num_tokens": bits.num_tokens,
         **data,
-        **about,
+        **subject.about,
     }
-    _save(job, model_path, "bpb", record)
+    save_score(job, score_path(job, subject, "bpb"), record)
     return bits.bpb
 
 
-def _score_chat(
-    job: Job, model_path: ModelPath, model: GPT, tokenizer: Tokenizer, about: dict[str, Any], display: Display
-) -> dict[str, float | None]:
-    wish = job.settings.eval
-    scores: list[Score] = []
-    for name in wish.tasks:
-        score = evaluate_chat(
-            build_task(name, "test"),
-            model,
-            tokenizer,
-            max_examples=wish.max_examples,
-            batch_size=wish.batch_size,
-            max_new_tokens=wish.max_new_tokens,
-            world=job.world,
-            progress=lambda done, total, name=name: display.advance(name, done, total, "answers"),
-        )
-        display.finish()
-        scores.append(score)
-        _save(job, model_path, score.name, _to_json(score) | about)
-        if score.accuracy is None:
-            display.say(f"{score.name}: not graded, {score.ungraded} answers written")
-        else:
-            tools = f", {score.with_tool} with a tool" if score.with_tool else ""
-            display.say(
-                f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f}){tools}"
-            )
-    values = {score.name: score.accuracy for score in scores}
-    mean = average_centred(scores)
+def _tell(job: Job, name: str, batches: Iterable[T]) -> Iterator[T]:
+    """Hand batches on and say so to the watch over the ranks."""
+    for number, batch in enumerate(batches):
+        job.progress(number, name)
+        yield batch
+
+
+def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: bool) -> dict[str, float | None]:
+    scores = [_score_task(job, subject, display, name, keep_finished) for name in job.settings.eval.tasks]
+    values: dict[str, float | None] = {score.name: score.accuracy for score in scores}
+    mean, error = average_centred(scores), estimate_mean_error(scores)
     if mean is not None:
-        display.say(f"mean of the centred accuracies {mean:.4f} over {', '.join(values)}")
-        _save(job, model_path, "mean", {"name": "centred mean", "value": mean, "tasks": list(values), **about})
-        values["mean"] = mean
+        display.say(f"ChatCORE {mean:.4f} (+- {error or 0:.4f}), the centred mean of {', '.join(values)}")
+        record = {"name": "ChatCORE", "value": mean, "stderr": error, "tasks": list(values), **subject.about}
+        save_score(job, score_path(job, subject, "chatcore"), record)
+        values["ChatCORE"] = mean
     return values
 
 
-def _to_json(score: Score) -> dict[str, Any]:
-    values = score.to_dict()
-    return values | {"centred": score.centred}
+def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_finished: bool) -> Score:
+    wish = job.settings.eval
+    task = build_task(name, "test")
+    digest = hash_examples(task, wish.max_examples)
+    hangs_on = ("max_examples", "max_new_tokens", "answers_each", "temperature")
+    identity = identify(subject, task=task.name, data_sha256=digest, **{key: getattr(wish, key) for key in hangs_on})
+    path = score_path(job, subject, task.name)
+    found = find_score(job, path, identity) if keep_finished else None
+    if found:
+        score = read_score(found)
+        display.say(f"{describe_score(score)}, as measured before")
+        return score
+
+    def advance(done: int, total: int) -> None:
+        job.progress(done, task.name)
+        display.advance(task.name, done, total, "answers")
+
+    score = evaluate_chat(
+        task,
+        subject.model,
+        subject.tokenizer,
+        max_examples=wish.max_examples,
+        batch_size=wish.batch_size,
+        max_new_tokens=wish.max_new_tokens,
+        answers_each=wish.answers_each,
+        temperature=wish.temperature,
+        seed=job.settings.runtime.seed,
+        world=job.world,
+        progress=advance,
+    )
+    display.finish()
+    derived = {"centred": score.centred, "data_sha256": digest, IDENTITY: identity}
+    save_score(job, path, score.to_dict() | derived | subject.about)
+    display.say(describe_score(score))
+    return score
 
 
-def _save(job: Job, model_path: ModelPath, name: str, record: dict[str, Any]) -> None:
-    if job.world.is_main:
-        plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
-        write_atomically(job.run.eval / f"{model_path.stage}_{plain}.json", json.dumps(record, indent=1))
+def describe_score(score: Score) -> str:
+    """`letters 95.7% of 300 (+- 1.2), 300 with a tool`"""
+    if score.accuracy is None:
+        return f"{score.name}: not graded, {score.ungraded} answers written"
+    parts = [f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f})"]
+    if score.with_tool:
+        parts.append(f"{score.with_tool} with a tool")
+    parts += [f"pass@{k} {100 * value:.1f}%" for k, value in score.pass_at[1:]]
+    return ", ".join(parts)

@@ -87,7 +87,7 @@ def _suggest_other(job: Job, stage: str) -> str:
     rows = job.settings.batch.device_batch_size
     fewer = max(1, rows // 2) if rows != "auto" else 1
     return shlex.join(
-        ["nanochat", "eval", "all", job.run.name, *suggest_gpus(job)]
+        ["nanochat", "eval", "all", job.run.name, "--resume", *suggest_gpus(job)]
         + ["--set", f"eval.batch_size={max(1, job.settings.eval.batch_size // 2)}"]
         + ["--set", f"batch.device_batch_size={fewer}"]
     )

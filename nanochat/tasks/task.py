@@ -30,6 +30,10 @@ class Task(ABC):
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         """Grade what a model said in place of the last message; None where the task is not graded."""
 
+    def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> Sequence[bool | None]:
+        """Grade (conversation, completion) pairs, in their order; a task may grade many side by side."""
+        return [self.evaluate(conversation, completion) for conversation, completion in items]
+
     def __len__(self) -> int:
         return self.num_examples()
 
@@ -60,6 +64,9 @@ class TaskSlice(Task):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         return self.task.evaluate(conversation, completion)
+
+    def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> Sequence[bool | None]:
+        return self.task.evaluate_all(items)
 
 
 class TaskSequence(Task):

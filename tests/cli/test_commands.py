@@ -16,6 +16,7 @@ from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.settings import Settings
 from tests.cli.conftest import make_run
+from tests.core_bundle import write_bundle
 
 ALL_DONE = ("tokenizer", "base", "mid", "sft")
 
@@ -26,14 +27,19 @@ def launched(monkeypatch):
     calls: list[tuple[str, tuple[str, ...]]] = []
     codes: dict[str, int] = {}
 
-    def launch(stage: str, settings: Path, *, options: tuple[str, ...], **others: object) -> int:
+    def launch(stage: str, settings: Path, *, options: tuple[str, ...], again: tuple = (), **others: object) -> int:
         read_saved(settings)
         calls.append((stage, tuple(options)))
+        launch.again.append(" ".join(again))  # type: ignore[attr-defined]
         folder = settings.parent / ("eval" if stage == "evaluate" else stage)
         if codes.get(stage):
             return codes[stage]
         folder.mkdir(exist_ok=True)
-        if stage == "evaluate":
+        if "base" in options:
+            wish = read_saved(settings)[1].eval.model_dump()
+            record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
+            (folder / "base_core.json").write_text(json.dumps(record))
+        elif stage == "evaluate":
             for name in ("bpb", *read_saved(settings)[1].eval.tasks):
                 record = {"stage": "sft", "step": 20, "name": name, "accuracy": 0.5, "total": 2}
                 (folder / f"sft_{name}.json").write_text(json.dumps(record))
@@ -43,7 +49,7 @@ def launched(monkeypatch):
             (folder / "checkpoints" / "step_000020").mkdir(parents=True)
         return 0
 
-    launch.calls, launch.codes = calls, codes  # type: ignore[attr-defined]
+    launch.calls, launch.codes, launch.again = calls, codes, []  # type: ignore[attr-defined]
     monkeypatch.setattr(train_module, "launch_stage", launch)
     return launch
 
@@ -102,6 +108,75 @@ def test_eval_passes_the_model_on_and_shows_its_scores(nanochat, launched, home)
     assert launched.calls == [("evaluate", ("--of", "sft@20", "--score", "all"))]
     tasks = load_settings("demo", environ={})[0].eval.tasks
     assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", *tasks}
+
+
+def test_eval_core_passes_its_options_on(nanochat, launched, home) -> None:
+    make_run(home, "r", ALL_DONE)
+    write_bundle(home / "core", ["copa", "piqa"])
+    words = ("--max-per-task", "5", "--tasks", "copa,piqa", "--log-samples", "--resume")
+    assert nanochat("eval", "core", "r/base", *words).code == 0
+    stage, options = launched.calls[-1]
+    assert (stage, options[:6]) == (
+        "evaluate",
+        ("--of", "base@20", "--score", "core", "--keep-finished", "--log-samples"),
+    )
+    assert {"eval.max_per_task=5", 'eval.core_tasks=["copa", "piqa"]'} <= set(options)
+    assert "eval core r/base@20 --log-samples --resume --set eval.max_per_task=5" in launched.again[-1]
+
+
+def test_several_answers_imply_a_temperature(nanochat, launched, home) -> None:
+    make_run(home, "r", ALL_DONE)
+    assert nanochat("eval", "chat", "r", "--samples", "4").code == 0
+    assert {"eval.answers_each=4", "eval.temperature=0.8"} <= set(launched.calls[-1][1])
+    assert nanochat("eval", "chat", "r", "--samples", "4", "--temperature", "1").code == 0
+    assert "eval.temperature=1.0" in launched.calls[-1][1]
+    assert nanochat("eval", "chat", "r", "--samples", "1").code == 0
+    assert "eval.temperature=0.8" not in launched.calls[-1][1]
+    refused = nanochat("eval", "chat", "r", "--samples", "4", "--temperature", "0")
+    assert refused.code == 2 and "answers_each = 4 at temperature 0 are all the same" in refused.err
+
+
+def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat, launched, home) -> None:
+    write_bundle(home / "core", ["copa"])
+    assert nanochat("run", "--preset", "demo").code == 0
+    scored = [options[:4] for stage, options in launched.calls if stage == "evaluate"]
+    assert scored == [("--of", "base", "--score", "core"), ("--score", "bpb,chat", "--keep-finished")]
+    assert nanochat("run", "--preset", "demo").code == 0 and len(launched.calls) == 6
+    (home / "runs/demo/eval/base_core.json").unlink()
+    assert nanochat("run", "--preset", "demo").code == 0
+    assert [options[3] for _, options in launched.calls[6:]] == ["core"]
+    assert nanochat("run", "--preset", "demo", "--set", "eval.max_per_task=7").code == 0
+    assert [options[3] for _, options in launched.calls[7:]] == ["core"], "what was scored otherwise is scored again"
+
+
+def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched, home) -> None:
+    write_bundle(home / "core", ["copa"])
+    (home / "core" / "eval_meta_data.csv").unlink()
+    outcome = nanochat("run", "--preset", "demo")
+    assert outcome.code == 4 and "nanochat download core" in outcome.err and not launched.calls
+    write_bundle(home / "core", ["copa"])
+    outcome = nanochat("run", "--preset", "demo", "--set", "eval.core_tasks=kopa")
+    assert outcome.code == 2 and "did you mean 'copa'" in outcome.err and not launched.calls
+
+
+def test_run_without_the_bundle_says_how_to_get_it(nanochat, launched, home) -> None:
+    said = nanochat("run", "--preset", "demo").err
+    assert "no CORE: its bundle is not at hand; `nanochat download core` brings it" in said
+
+
+def test_scores_are_shown_with_their_errors_and_the_tasks_of_core(nanochat, launched, home) -> None:
+    run = make_run(home, "r", ALL_DONE)
+    write_bundle(home / "core", ["copa"])
+    run.eval.mkdir()
+    task = {"label": "copa", "accuracy": 0.6, "stderr": 0.049, "total": 100, "centred": 0.2}
+    core = {"name": "centred mean", "value": 0.2, "stderr": 0.098, "missing": {"piqa": ""}, "core_tasks": [task]}
+    (run.eval / "sft_core.json").write_text(json.dumps(core | {"stage": "sft", "step": 20}))
+    chat = {"name": "x", "accuracy": 0.5, "stderr": 0.1, "total": 9, "answers_each": 4, "pass_at": {"1": 0.5, "4": 0.9}}
+    (run.eval / "sft_x.json").write_text(json.dumps(chat | {"stage": "sft", "step": 20}))
+    out = " ".join(nanochat("eval", "core", "r/sft").out.split())
+    assert "sft@20 centred mean 0.2000 +- 0.0980 without piqa" in out
+    assert "sft@20 copa 60.0% +- 4.9 of 100, centred 0.200" in out
+    assert "sft@20 x 50.0% +- 10.0 of 9 x 4 answers sft@20 pass@1 50.0% sft@20 pass@4 90.0%" in out
 
 
 def test_a_dry_run_starts_and_writes_nothing(nanochat, launched, home) -> None:

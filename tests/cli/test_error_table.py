@@ -183,6 +183,7 @@ TABLE = [
     ("resume", nothing, 3, "there is no run in", "nanochat run --preset demo"),
     ("resume r", run_with(ALL_DONE), 3, "no stage of run 'r' was interrupted", "nanochat run --run r"),
     ("eval all", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
+    ("eval core r", run_with(ALL_DONE), 3, "the CORE bundle is not in", "nanochat download core"),
     ("eval bpb r/mid", run_with(BASE_DONE), 3, "no checkpoint of stage 'mid'", "nanochat train mid --run r"),
     ("eval chat r", run_with(BASE_DONE), 2, "has not seen conversations", "nanochat train mid --run r"),
     ("chat -p hi", nothing, 3, "there is no trained model", "nanochat run --preset demo"),

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -10,7 +11,11 @@ from nanochat.conversation import Conversation, Part, assistant, user
 from nanochat.evals.chat import (
     Score,
     average_centred,
+    draw_seed,
+    estimate_mean_error,
     evaluate_chat,
+    hash_examples,
+    read_score,
     show_parts,
     split_parts,
     spread_indices,
@@ -202,7 +207,7 @@ def test_ranks_share_the_examples_and_their_sum_is_the_score_of_one_process(task
     alone, sums = evaluate_chat(task, model, TOKENIZER), []
     for rank in range(3):
         evaluate_chat(task, model, TOKENIZER, world=FakeWorld(rank, sums))  # type: ignore[arg-type]
-    correct, total, too_long, with_tool, baseline = torch.stack(sums).sum(0).tolist()
+    correct, total, too_long, with_tool, baseline, _ = torch.stack(sums).sum(0).tolist()
     assert (correct, total, too_long, with_tool) == (alone.correct, alone.total, alone.too_long, alone.with_tool)
     assert baseline / total == pytest.approx(alone.baseline)
 
@@ -218,6 +223,7 @@ def test_a_score_is_plain_json_with_its_derived_numbers() -> None:
         "ungraded": 0,
         "with_tool": 10,
         "baseline": 0.0,
+        "answers_each": 1,
         "accuracy": 0.1,
         "stderr": pytest.approx(math.sqrt(0.009)),
         "samples": [sample],
@@ -228,6 +234,70 @@ def test_chat_core_is_the_mean_of_centred_scores() -> None:
     scores = [Score("a", 5, 10), Score("b", 5, 8, baseline=0.25), Score("talk", 0, 0)]
     assert average_centred(scores) == pytest.approx((0.5 + 0.5) / 2)
     assert average_centred([]) is None
+
+
+def test_the_error_of_the_mean_is_that_of_independent_tasks() -> None:
+    scores = [Score("a", 5, 10), Score("b", 5, 8, baseline=0.25), Score("talk", 0, 0)]
+    errors = [(0.25 / 10) ** 0.5, (5 / 8 * 3 / 8 / 8) ** 0.5 / 0.75]
+    assert estimate_mean_error(scores) == pytest.approx(math.hypot(*errors) / 2)
+    assert estimate_mean_error([]) is None
+
+
+class Doubter(Follower):
+    """Says 1 or 2 with equal chances, then ends: right half the time where the answer is 1 or 2."""
+
+    def __init__(self) -> None:
+        super().__init__(chain(ord("1"), END) | chain(ord("2"), END))
+        self.table *= 50
+        self.table[START, ord("1")] = self.table[START, ord("2")] = 50.0
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_several_answers_give_pass_at_k(batch_size: int) -> None:
+    score = evaluate_chat(SumTask(), Doubter(), TOKENIZER, answers_each=8, temperature=1.0, batch_size=batch_size)
+    assert (score.total, score.answers_each) == (10, 8)
+    assert 4 <= score.correct <= 12  # two of ten questions have a chance of a half
+    passed = dict(score.pass_at)
+    assert list(passed) == [1, 2, 4, 8] and passed[1] == pytest.approx(score.accuracy) and passed[8] == 0.2
+    assert passed[1] < passed[2] < passed[4] <= passed[8]
+    counts = [score.correct / 2 / 8] * 2 + [0] * 8  # the examples differ more than their answers do
+    mean = sum(counts) / 10
+    assert score.stderr == pytest.approx(math.sqrt((sum(p * p for p in counts) / 10 - mean**2) / 10), rel=0.15)
+    assert score.to_dict()["pass_at"] == {str(k): value for k, value in passed.items()}
+    assert read_score(json.loads(json.dumps(score.to_dict() | {"stage": "sft"}))) == score
+    same = evaluate_chat(SumTask(), Doubter(), TOKENIZER, answers_each=8, temperature=1.0)
+    other = evaluate_chat(SumTask(), Doubter(), TOKENIZER, answers_each=8, temperature=1.0, seed=7)
+    assert same == score and other != score
+
+
+def test_several_answers_of_several_ranks_are_those_of_one_process() -> None:
+    alone, sums = evaluate_chat(SumTask(), Doubter(), TOKENIZER, answers_each=4, temperature=1.0), []
+    for rank in range(3):
+        world = FakeWorld(rank, sums)
+        evaluate_chat(SumTask(), Doubter(), TOKENIZER, answers_each=4, temperature=1.0, world=world)  # type: ignore[arg-type]
+    correct, total, *_, one, two, four = torch.stack(sums).sum(0).tolist()
+    assert (correct, total) == (alone.correct, alone.total)
+    assert [one / 10, two / 10, four / 10] == pytest.approx([value for _, value in alone.pass_at])
+
+
+def test_a_question_with_an_answer_that_could_not_be_graded_is_ungraded() -> None:
+    class Shaky(SumTask):
+        def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> list[bool | None]:
+            return [None if number == 5 else True for number in range(len(items))]
+
+    score = evaluate_chat(Shaky(), Doubter(), TOKENIZER, answers_each=4, temperature=1.0)
+    assert (score.total, score.ungraded, score.correct, score.accuracy) == (9, 1, 36, 1.0)
+    assert dict(score.pass_at) == {1: 1.0, 2: 1.0, 4: 1.0}
+
+
+def test_every_answer_has_a_seed_of_its_own() -> None:
+    seeds = [draw_seed(42, task, index, number) for task in "ab" for index in range(9) for number in range(9)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_hash_of_a_task_changes_with_what_is_looked_at() -> None:
+    assert hash_examples(SumTask(), None) == hash_examples(SumTask(), 10) != hash_examples(SumTask(), 9)
+    assert hash_examples(SumTask(), None) != hash_examples(LetterTask(), None)
 
 
 def test_answers_split_into_text_calls_and_output() -> None:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nanochat.engine.sampling import SamplingParams
+from nanochat.evals.answering import choose_letters, generate_answers
 from nanochat.evals.bpb import measure_bits
-from nanochat.evals.chat import _answer, _choose_letters
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 
@@ -62,7 +63,7 @@ def test_bits_equal_the_log_softmax_of_the_logits(model: GPT) -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 16])
 def test_letters_equal_the_argmax_of_each_prompt_alone(model: GPT, batch_size: int) -> None:
     prompts, letters = make_prompts(16), [("A", "B", "C", "D")] * 16
-    chosen = _choose_letters(model, TOKENIZER, prompts, letters, batch_size, lambda done, num_all: None)  # type: ignore[arg-type]
+    chosen = choose_letters(model, TOKENIZER, prompts, letters, batch_size, lambda done, num_all: None)  # type: ignore[arg-type]
     for prompt, choice in zip(prompts, chosen, strict=True):
         logits = model(torch.tensor([prompt]))[0, -1]
         scores = {letter: logits[TOKENIZER.encode(letter)[0]].item() for letter in "ABCD"}
@@ -74,7 +75,8 @@ def test_letters_equal_the_argmax_of_each_prompt_alone(model: GPT, batch_size: i
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_answers_equal_greedy_decoding_without_a_cache(model: GPT, batch_size: int) -> None:
     prompts = make_prompts(8)
-    answers, _ = _answer(model, TOKENIZER, prompts, batch_size, 12, lambda done, num_all: None)  # type: ignore[arg-type]
+    params = [SamplingParams(temperature=0.0, max_new_tokens=12)] * 8
+    answers, _ = generate_answers(model, TOKENIZER, prompts, params, batch_size, lambda done, num_all: None)  # type: ignore[arg-type]
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 12:

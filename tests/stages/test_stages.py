@@ -65,7 +65,7 @@ def test_every_stage_leaves_its_files(trained_home: Path) -> None:
         "sft_bpb.json",
         "sft_letters.json",
         "sft_arithmetic.json",
-        "sft_mean.json",
+        "sft_chatcore.json",
     }
 
 

@@ -1,0 +1,94 @@
+"""Answers of a model to many prompts: written with tools, or the most likely answer letter. Grades nothing.
+
+Legend: B prompts, T tokens of the longest, C width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from nanochat.engine.engine import Engine, Request
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.tool_loop import ToolLoop
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.bpe import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+LETTERS = ("A", "B", "C", "D")
+"""Choices of a categorical task that has no `letters(index)` of its own."""
+
+
+def generate_answers(
+    model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    batch_size: int,
+    report: Progress,
+) -> tuple[list[list[int]], int]:
+    """Answers with tools, many at a time, without their stop token; and how many of them a tool wrote to.
+
+    params: one for each prompt. Prompts that stand beside each other and are alike share their computation.
+    """
+    if not prompts:
+        return [], 0
+    special = tokenizer.special_ids
+    longest = max(len(prompt) + p.max_new_tokens for prompt, p in zip(prompts, params, strict=True))
+    engine = Engine(
+        model,
+        num_slots=min(batch_size, len(prompts)),
+        max_context=min(model.config.context, longest),  # the cache is no larger than needed
+        tool_loop=ToolLoop.from_tokenizer(tokenizer),
+        eos_ids=(special["<|assistant_end|>"], tokenizer.bos_id),
+    )
+    for number, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
+        engine.add(Request(number, prompt, p))
+    answers: list[list[int]] = [[] for _ in prompts]
+    helped: set[int] = set()
+    done = 0
+    while engine.num_active:
+        for event in engine.step():
+            assert isinstance(event.request_id, int)
+            if event.token is not None and event.finish != "stop":
+                answers[event.request_id].append(event.token)
+            if event.forced:
+                helped.add(event.request_id)
+            if event.finish:
+                done += 1
+                report(done, len(prompts))
+    return answers, len(helped)
+
+
+@torch.inference_mode()
+def choose_letters(
+    model,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    letters: list[Sequence[str]],
+    batch_size: int,
+    report: Progress,
+) -> list[str]:
+    """The most likely first token among the letters of each prompt. The soft cap is monotone, so it is left out."""
+    device = next(model.parameters()).device
+    chosen = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # alike lengths need little padding
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        width = len(prompts[places[-1]])
+        rows = [prompts[place] + [tokenizer.bos_id] * (width - len(prompts[place])) for place in places]
+        hidden = model.hidden(torch.tensor(rows, device=device))  # (B, T, C); padding follows, so it is never seen
+        for row, place in enumerate(places):
+            ids = [tokenizer.encode(letter)[0] for letter in letters[place]]
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"the choices {', '.join(letters[place])} begin with the same token")
+            weight = model.head_weight[torch.tensor(ids, device=device)].float()
+            logits = weight @ hidden[row, len(prompts[place]) - 1].float()
+            chosen[place] = letters[place][int(logits.argmax())]
+        report(start + len(places), len(prompts))
+    return chosen
+
+
+def find_letters(task: Task, index: int) -> Sequence[str]:
+    letters = getattr(task, "letters", None)
+    return LETTERS if letters is None else letters(index)

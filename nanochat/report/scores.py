@@ -1,0 +1,113 @@
+"""Scores of a run as plain values, from the JSON that evaluations leave. Knows neither Markdown nor HTML."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.report.values import (
+    first_number,
+    parse_count,
+    read_count,
+    read_number,
+    read_table,
+    read_tables,
+    read_text,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One graded example of a chat task."""
+
+    question: str
+    answer: str
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class CoreTaskReport:
+    """One task of CORE; rates from 0 to 1."""
+
+    label: str
+    kind: str
+    num_fewshot: int | None
+    total: int | None
+    accuracy: float | None
+    stderr: float | None
+    baseline: float | None
+    centred: float | None
+    truncated: int
+    too_long: int
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """One score of one stage; `value` is an accuracy, or bits per byte or a mean where `is_accuracy` is False.
+
+    pass_at: pass@k by k, of answers_each answers. core_tasks, missing, max_per_task: of CORE alone.
+    """
+
+    stage: str
+    name: str
+    value: float | None
+    is_accuracy: bool
+    correct: int | None = None
+    total: int | None = None
+    stderr: float | None = None
+    too_long: int = 0
+    answers: tuple[Answer, ...] = ()
+    answers_each: int = 1
+    pass_at: tuple[tuple[int, float], ...] = ()
+    core_tasks: tuple[CoreTaskReport, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    max_per_task: int | None = None
+
+
+def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
+    """`sft_letters.json` holds the score `letters` of stage `sft`; keys of the file win over its name."""
+    stage, _, name = stem.partition("_")
+    inner = value.get("score")
+    if isinstance(inner, dict):
+        value = {**value, **inner}
+    elif read_number(inner) is not None:
+        value = {"value": inner, **value}
+    bpb = read_number(value.get("bpb"))
+    accuracy = read_number(value.get("accuracy"))
+    total, correct, too_long = (read_count(value.get(key)) for key in ("total", "correct", "too_long"))
+    pass_at = [(parse_count(k), read_number(share)) for k, share in read_table(value.get("pass_at")).items()]
+    return ScoreReport(
+        stage=read_text(value.get("stage")) or stage,
+        name=read_text(value.get("name")) or name or stem,
+        value=first_number(accuracy, bpb, value.get("value")),
+        is_accuracy=accuracy is not None or total is not None,
+        correct=correct,
+        total=total,
+        stderr=read_number(value.get("stderr")),
+        too_long=too_long or 0,
+        answers=tuple(_parse_answer(item) for item in read_tables(value.get("samples"))),
+        answers_each=read_count(value.get("answers_each")) or 1,
+        pass_at=tuple(sorted((k, share) for k, share in pass_at if k is not None and share is not None)),
+        core_tasks=tuple(_parse_core_task(item) for item in read_tables(value.get("core_tasks"))),
+        missing=tuple((label, read_text(why)) for label, why in read_table(value.get("missing")).items()),
+        max_per_task=read_count(read_table(value.get("settings")).get("max_per_task")),
+    )
+
+
+def _parse_core_task(value: dict[str, Any]) -> CoreTaskReport:
+    return CoreTaskReport(
+        label=read_text(value.get("label")),
+        kind=read_text(value.get("kind")).replace("_", " "),
+        num_fewshot=read_count(value.get("num_fewshot")),
+        total=read_count(value.get("total")),
+        accuracy=read_number(value.get("accuracy")),
+        stderr=read_number(value.get("stderr")),
+        baseline=read_number(value.get("baseline")),
+        centred=read_number(value.get("centred")),
+        truncated=read_count(value.get("truncated")) or 0,
+        too_long=read_count(value.get("too_long")) or 0,
+    )
+
+
+def _parse_answer(value: dict[str, Any]) -> Answer:
+    verdict = value.get("correct")
+    correct = verdict if isinstance(verdict, bool) else None
+    return Answer(read_text(value.get("question")), read_text(value.get("answer")), correct)
