@@ -1,33 +1,30 @@
 """Orders for files of several data sets, filled together: locked, listed, measured, fetched in parallel, recorded.
 
-Source of the rules: an order that was interrupted or met a bad server leaves nothing wrong, and the same command again
-fetches what is missing and nothing else.
+An order that was interrupted or met a bad server leaves nothing wrong, and the same command again fetches what is
+missing and nothing else.
 """
 
-import queue
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nanochat.disk import check_space
-from nanochat.download.faults import Patience, StoppedFetchError, persist
+from nanochat.download.bundle import Bundle, bring_bundle, find_bundle
+from nanochat.download.faults import Patience, persist
 from nanochat.download.hub import Hub, Listing
 from nanochat.download.lock import lock_folder
 from nanochat.download.record import Record, build_record, load_record, save_record
 from nanochat.download.transfer import Remote, Transfer, is_right_file, part_path, size_of
-from nanochat.errors import CapacityError, DataError, NanochatError
+from nanochat.download.work import NUM_THREADS, Face, Job, Missing, Progress, run_jobs
+from nanochat.errors import DataError
 
-NUM_THREADS = 4
-"""Files at once: enough to fill a line whose servers limit each connection, few enough to be welcome."""
-MAX_FAILURES = 3
-"""Files in a row that cannot be had before the rest is not tried: the line is down, not a file missing."""
-POLL_SECONDS = 0.2
 NAMED = 8
 """Files that a message names; the rest it counts."""
+SAID = 100
+"""Files that are said line by line."""
 
 
 @dataclass(frozen=True)
@@ -55,61 +52,13 @@ class Order:
         return chosen
 
 
-@dataclass
-class Progress:
-    """How far all orders are together, in files and bytes. problems: what went wrong and was tried again, counted."""
-
-    files: int = 0
-    total_files: int = 0
-    bytes: int = 0
-    total_bytes: int = 0
-    fetched_bytes: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def move(self, change: int) -> None:
-        with self.lock:
-            self.bytes += change
-            self.fetched_bytes += max(0, change)
-
-    def note(self, reason: str) -> None:
-        with self.lock:
-            self.problems[reason] += 1
-
-
-@dataclass(frozen=True)
-class Face:
-    """What is said while it goes on. show: is called with the progress again and again, from one thread."""
-
-    say: Callable[[str], None] = lambda text: None
-    show: Callable[[Progress], None] = lambda progress: None
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A file that an order wants and that is not here, with the reason where it was tried."""
-
-    order: Order
-    path: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.order.repo}: {self.path}" + (f": {self.reason}" if self.reason else "")
-
-
-@dataclass
-class _Job:
-    order: Order
-    path: str
-
-
 def matches(path: str, pattern: str) -> bool:
     """Whether a path is meant by a pattern, whose stars never cross a folder.
 
     >>> matches("main/test-0.parquet", "main/test-*"), matches("main/a/test-0", "main/*")
     (True, False)
     """
-    return path.count("/") == pattern.count("/") and fnmatchcase(path, pattern)
+    return path == pattern or (path.count("/") == pattern.count("/") and fnmatchcase(path, pattern))
 
 
 class Fetcher:
@@ -135,51 +84,54 @@ class Fetcher:
         self._records: dict[Path, Record] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, orders: Sequence[Order]) -> dict[Path, Record]:
-        """Fill the orders; return the record of each folder. What is here and right is not fetched again.
+    def fetch(self, orders: Sequence[Order], bundles: Sequence[Bundle] = ()) -> dict[Path, Record]:
+        """Fill the orders and unpack the bundles; return the record of each folder. What is here is not fetched again.
 
         Raises DataError with the list of what is missing, which is said line by line before; CapacityError where the
         disk has no room for all of it, before anything is fetched.
         """
-        with self._locked(orders):
+        with ExitStack() as stack:
+            for folder in sorted({item.folder for item in (*orders, *bundles)}):
+                stack.enter_context(lock_folder(folder, self.face.say))
             missing = self._list(orders)
             jobs = [] if missing else self._find_jobs(orders)
-            if jobs and self.make_hub is None:
-                missing = [Missing(job.order, job.path) for job in jobs]
-            elif jobs:
-                self._check_space(jobs)
+            if jobs:
+                needed = self.progress.total_bytes - self.progress.bytes
+                check_space(orders[0].folder, needed, f"downloading {len(jobs):,} files")
+            jobs += self._find_bundles(bundles)
+            if self.make_hub is None and any(not job.is_local for job in jobs):
+                missing += [Missing(job.place, job.path) for job in jobs]
+            elif jobs and not missing:
                 missing = self._run(jobs)
             if missing:
                 raise self._explain(missing)
             return dict(self._records)
 
-    @contextmanager
-    def _locked(self, orders: Sequence[Order]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for folder in sorted({order.folder for order in orders}):
-                stack.enter_context(lock_folder(folder, self.face.say))
-            yield
+    def _run(self, jobs: Sequence[Job]) -> list[Missing]:
+        hub = self.make_hub() if self.make_hub is not None else None
+        transfer = Transfer(hub, self.patience, self.stop, self.progress)
+        return run_jobs(jobs, transfer, self.progress, self.face, self.num_threads)
 
     def _list(self, orders: Sequence[Order]) -> list[Missing]:
         """Read the records, and make those that are not there yet."""
         missing = []
-        for folder in dict.fromkeys(order.folder for order in orders):
-            order = next(order for order in orders if order.folder == folder)
-            record = load_record(folder)
+        for order in {order.folder: order for order in reversed(orders)}.values():
+            record = load_record(order.folder)
             if record is not None and record.repo != order.repo:
-                raise DataError(f"{folder} holds {record.repo}, not {order.repo}", f"mv {folder} {folder}-before")
+                raise DataError(
+                    f"{order.folder} holds {record.repo}, not {order.repo}", f"mv {order.folder} {order.folder}-before"
+                )
             if record is None or (self.update and self.make_hub is not None):
                 if self.make_hub is None:
-                    missing += [Missing(item, " and ".join(item.patterns)) for item in orders if item.folder == folder]
+                    same = [item for item in orders if item.folder == order.folder]
+                    missing += [Missing(item.repo, pattern) for item in same for pattern in item.patterns]
                     continue
-                record = self._read_listing(order, record)
-                save_record(folder, record)
-            self._records[folder] = record
+                record = self._read_listing(self.make_hub(), order, record)
+                save_record(order.folder, record)
+            self._records[order.folder] = record
         return missing
 
-    def _read_listing(self, order: Order, before: Record | None) -> Record:
-        assert self.make_hub is not None
-        hub = self.make_hub()
+    def _read_listing(self, hub: Hub, order: Order, before: Record | None) -> Record:
         try:
             listing = persist(
                 lambda: hub.read_listing(order.repo, order.revision, self.patience),
@@ -192,121 +144,79 @@ class Fetcher:
         self.face.say(f"{order.repo} is at commit {listing.commit[:12]}, {len(parquet):,} files")
         return build_record(order.repo, Listing(listing.commit, parquet), before)
 
-    def _find_jobs(self, orders: Sequence[Order]) -> list[_Job]:
+    def _find_jobs(self, orders: Sequence[Order]) -> list[Job]:
         """What is not here. A file that is here and not yet recorded, as after a kill, is read and recorded."""
-        jobs: dict[Path, _Job] = {}
+        jobs: dict[Path, Job] = {}
+        seen: set[Path] = set()
         for order in orders:
             record = self._records[order.folder]
             chosen = order.choose(list(record.files))
             for pattern in order.patterns:
                 if not any(matches(path, pattern) for path in record.files):
                     where = f"{order.repo} at commit {record.commit[:12]}"
-                    raise DataError(f"{where} has no file {pattern}", "nanochat download all --update --for PRESET")
+                    raise DataError(f"{where} has no file {pattern}", f"{self.again} --update".strip())
             if order.num_files is not None and len(chosen) < order.num_files:
                 self.face.say(f"{order.repo} has {len(chosen):,} files; {order.num_files:,} were wanted, all are taken")
             for path in chosen:
                 target, entry = order.folder / path, record.files[path]
-                if target in jobs:
+                if target in seen:
                     continue
+                seen.add(target)
                 self.progress.total_files += 1
                 self.progress.total_bytes += entry.size
                 is_here = entry.is_here and size_of(target) == entry.size and target.is_file()
                 if not is_here and target.is_file() and is_right_file(target, entry.content):
-                    self._mark(order.folder, path, True)
+                    self._mark(order.folder, path)
                     is_here = True
                 if is_here:
                     self.progress.files += 1
                     self.progress.bytes += entry.size
                 else:
-                    jobs[target] = _Job(order, path)
+                    jobs[target] = Job(order.repo, path, self._bring(order, path))
                     self.progress.bytes += min(entry.size, size_of(part_path(target, entry.content)))
         return list(jobs.values())
 
-    def _check_space(self, jobs: Sequence[_Job]) -> None:
-        needed = self.progress.total_bytes - self.progress.bytes
-        check_space(jobs[0].order.folder, needed, f"downloading {len(jobs):,} files")
+    def _bring(self, order: Order, path: str) -> Callable[[Transfer], None]:
+        def run(transfer: Transfer) -> None:
+            record = self._records[order.folder]
+            url = transfer.open_hub().file_url(order.repo, record.commit, path)
+            sha256 = transfer.fetch(Remote(url, record.files[path].content), order.folder / path)
+            self._mark(order.folder, path, sha256)
 
-    def _run(self, jobs: Sequence[_Job]) -> list[Missing]:
-        """Fetch with several threads, which end with the process; returns what could not be had."""
-        assert self.make_hub is not None
-        hub = self.make_hub()
-        waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[_Job, BaseException | None]] = queue.SimpleQueue()
-        transfer = Transfer(hub, self.patience, self.stop, self.progress.move, self.progress.note)
-        for job in jobs:
-            waiting.put(job)
-        threads = [
-            threading.Thread(target=self._work, args=(transfer, waiting, done), daemon=True)
-            for _ in range(min(self.num_threads, len(jobs)))
-        ]
-        for _ in threads:
-            waiting.put(None)
-        try:
-            for thread in threads:
-                thread.start()
-            return self._watch(jobs, done)
-        finally:
-            self.stop.set()
-            for thread in threads:
-                thread.join(timeout=1.0)  # one that hangs in a read ends with the process; its part is good
+        return run
 
-    def _watch(
-        self, jobs: Sequence[_Job], done: "queue.SimpleQueue[tuple[_Job, BaseException | None]]"
-    ) -> list[Missing]:
-        missing, open_jobs, in_a_row = [], {id(job): job for job in jobs}, 0
-        while open_jobs:
-            self.face.show(self.progress)
-            try:
-                job, error = done.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if isinstance(error, StoppedFetchError):
-                continue  # it is among those that nobody tried
-            del open_jobs[id(job)]
-            if error is None:
-                in_a_row = 0
-                self.progress.files += 1
-            elif isinstance(error, CapacityError) or not isinstance(error, NanochatError):
-                raise error
-            else:
-                in_a_row += 1
-                missing.append(Missing(job.order, job.path, error.message))
-                if in_a_row == MAX_FAILURES and open_jobs:
-                    self.face.say(f"{in_a_row} files in a row failed: the rest is not tried")
-                    break
-        self.face.show(self.progress)
-        return missing + [Missing(job.order, job.path) for job in open_jobs.values()]
-
-    def _work(
-        self,
-        transfer: Transfer,
-        waiting: "queue.SimpleQueue[_Job | None]",
-        done: "queue.SimpleQueue[tuple[_Job, BaseException | None]]",
-    ) -> None:
-        while (job := waiting.get()) is not None:
-            record = self._records[job.order.folder]
-            remote = Remote(
-                transfer.hub.file_url(job.order.repo, record.commit, job.path), record.files[job.path].content
-            )
-            try:
-                sha256 = transfer.fetch(remote, job.order.folder / job.path)
-                self._mark(job.order.folder, job.path, True, sha256)
-            except BaseException as error:  # noqa: B036 - the watching thread raises it
-                done.put((job, error))
-            else:
-                done.put((job, None))
-
-    def _mark(self, folder: Path, path: str, is_here: bool, sha256: str | None = None) -> None:
+    def _mark(self, folder: Path, path: str, sha256: str = "") -> None:
         with self._lock:
-            changes = {"is_here": is_here} | ({"sha256": sha256} if sha256 else {})
-            self._records[folder] = self._records[folder].with_file(path, **changes)
+            entry = self._records[folder].files[path]
+            entry = replace(entry, is_here=True, sha256=sha256 or entry.sha256)
+            self._records[folder] = self._records[folder].with_file(path, entry)
             save_record(folder, self._records[folder])
 
+    def _find_bundles(self, bundles: Sequence[Bundle]) -> list[Job]:
+        jobs = []
+        for bundle in bundles:
+            self.progress.total_files += 1
+            record = None if self.update else find_bundle(bundle, self.face.say)
+            if record is not None:
+                self._records[bundle.folder] = record
+                self.progress.files += 1
+            else:
+                jobs.append(Job(bundle.folder.name, bundle.source, self._unpack(bundle), bundle.is_local))
+        return jobs
+
+    def _unpack(self, bundle: Bundle) -> Callable[[Transfer], None]:
+        def run(transfer: Transfer) -> None:
+            record = bring_bundle(bundle, transfer)
+            with self._lock:
+                self._records[bundle.folder] = record
+
+        return run
+
     def _explain(self, missing: Sequence[Missing]) -> DataError:
-        for item in missing[:100]:
+        for item in missing[:SAID]:
             self.face.say(f"missing: {item}")
-        if len(missing) > 100:
-            self.face.say(f"missing: {len(missing) - 100:,} more")
+        if len(missing) > SAID:
+            self.face.say(f"missing: {len(missing) - SAID:,} more")
         named = ", ".join(Path(item.path).name for item in missing[:NAMED])
         more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
         offline = " (offline)" if self.make_hub is None else ""

@@ -38,8 +38,8 @@ class Record:
     commit: str
     files: Mapping[str, Entry] = field(default_factory=dict)
 
-    def with_file(self, path: str, **changes: object) -> "Record":
-        return replace(self, files={**self.files, path: replace(self.files[path], **changes)})  # type: ignore[arg-type]
+    def with_file(self, path: str, entry: Entry) -> "Record":
+        return replace(self, files={**self.files, path: entry})
 
     @property
     def here(self) -> dict[str, Entry]:

@@ -7,15 +7,16 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from nanochat.disk import disk_errors, sync_folder
 from nanochat.download.faults import Fault, Pace, Patience, StoppedFetchError, WrongContentError, persist
 from nanochat.download.hub import Hub, HubFile
+from nanochat.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 PROGRESS_BYTES = 8_000_000
@@ -30,18 +31,44 @@ class Remote:
     content: HubFile | None = None
 
 
-class Transfer:
-    """How files are fetched. moved: is told by how many bytes the parts grew or, where one is given up, shrank."""
+@dataclass
+class Progress:
+    """How far all jobs are together, in files and bytes. problems: what went wrong and was tried again, counted."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        patience: Patience,
-        stop: Event,
-        moved: Callable[[int], None] = lambda change: None,
-        note: Callable[[str], None] = lambda reason: None,
-    ) -> None:
-        self.hub, self.patience, self.stop, self.moved, self.note = hub, patience, stop, moved, note
+    files: int = 0
+    total_files: int = 0
+    bytes: int = 0
+    total_bytes: int = 0
+    fetched_bytes: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    lock: Lock = field(default_factory=Lock, repr=False)
+
+    def move(self, change: int) -> None:
+        with self.lock:
+            self.bytes += change
+            self.fetched_bytes += max(0, change)
+
+    def expect(self, num_bytes: int) -> None:
+        with self.lock:
+            self.total_bytes += num_bytes
+
+    def note(self, reason: str) -> None:
+        with self.lock:
+            self.problems[reason] += 1
+
+
+class Transfer:
+    """How files are fetched. hub: None: offline."""
+
+    def __init__(self, hub: Hub | None, patience: Patience, stop: Event, progress: Progress) -> None:
+        self.hub, self.patience, self.stop, self.progress = hub, patience, stop, progress
+        self._sized: set[Path] = set()
+
+    def open_hub(self) -> Hub:
+        """Raises DataError where this is offline."""
+        if self.hub is None:
+            raise DataError("offline")
+        return self.hub
 
     def fetch(self, remote: Remote, target: Path) -> str:
         """Bring the file into place, replacing what is there; return its SHA-256.
@@ -63,7 +90,7 @@ class Transfer:
         with disk_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             sha256 = persist(
-                attempt, self.patience, self.stop, self.note, lambda: gained > min(PROGRESS_BYTES, whole // 20)
+                attempt, self.patience, self.stop, self.progress.note, lambda: gained > min(PROGRESS_BYTES, whole // 20)
             )
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -85,7 +112,7 @@ class Transfer:
             headers = {"Range": f"bytes={start}-"} if start else {}
             if start and content is None:
                 headers["If-Range"] = validator.read_text(encoding="utf-8")
-            with self.hub.open(remote.url, headers) as response:
+            with self.open_hub().open(remote.url, headers) as response:
                 if response.status_code == 416:
                     self._give_up(part)
                     raise Fault("answers 416: it has no such range")
@@ -93,6 +120,9 @@ class Transfer:
                     self._give_up(part)
                     digest, start = Digest(content), 0
                 size = check_length(response, start, content.size if content else None, remote.url)
+                if content is None and size is not None and part not in self._sized:
+                    self._sized.add(part)
+                    self.progress.expect(size - start)
                 if content is None and not start:
                     keep_validator(validator, response)
                 self._receive(response, part, digest, size)
@@ -111,7 +141,7 @@ class Transfer:
                     raise WrongContentError(f"sends more than {size:,} bytes")
                 file.write(chunk)
                 digest.update(chunk)
-                self.moved(len(chunk))
+                self.progress.move(len(chunk))
                 if self.stop.is_set():
                     raise StoppedFetchError
                 pace.take(len(chunk))
@@ -119,7 +149,7 @@ class Transfer:
             raise Fault(f"ends after {digest.size:,} of {size:,} bytes")
 
     def _give_up(self, part: Path) -> None:
-        self.moved(-size_of(part))
+        self.progress.move(-size_of(part))
         part.unlink(missing_ok=True)
         validator_path(part).unlink(missing_ok=True)
 
