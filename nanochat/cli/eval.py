@@ -9,6 +9,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
 from nanochat.cli.train import check_devices, start
@@ -60,8 +61,10 @@ def evaluate(
     check_evaluation(score, found, target)
     for name in target.settings.eval.tasks:
         build_task(name, "test", 1)
+    if score in ("chat", "all"):
+        check_downloads(invocation, target, ["eval"])
     if score != "chat":
-        check_dataset(invocation, target.settings.data.dataset)
+        check_dataset(invocation, target.settings.data.dataset, target.choice)
     check_devices(target.settings.runtime.device, cluster)
     options = ("--of", f"{found.stage}@{found.step}", "--score", score, *override_options(target))
     overrides_again = [word for item in overrides or [] for word in ("--set", item)]

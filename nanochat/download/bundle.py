@@ -131,10 +131,13 @@ def _open_members(source: Path) -> Iterator[tuple[list[Member], str]]:
     """The members of a zip or a folder, below its top folder, and a mark of the whole: a zip's SHA-256."""
     if source.is_dir():
         top = next((path.parent for path in sorted(source.rglob(SENTINEL))), source)
-        yield [
-            Member(path.relative_to(top).as_posix(), size_of(path), lambda path=path: path.open("rb"))
-            for path in list_files(top)
-        ], ""
+        yield (
+            [
+                Member(path.relative_to(top).as_posix(), size_of(path), lambda path=path: path.open("rb"))
+                for path in list_files(top)
+            ],
+            "",
+        )
         return
     digest = Digest(None)
     digest.read(source)

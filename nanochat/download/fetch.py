@@ -64,7 +64,8 @@ def matches(path: str, pattern: str) -> bool:
 class Fetcher:
     """Fills orders. hub: makes the client, only when a socket is needed; None: offline. again: the command to go on.
 
-    update: ask anew which commit the revision stands for, instead of the one that was written down first.
+    update: ask anew which commit the revision stands for, instead of the one that was written down first. finish: what
+    is done with an order that is filled, while its folder is locked.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Fetcher:
         again: str = "",
         update: bool = False,
         num_threads: int = NUM_THREADS,
+        finish: Callable[[Order, Record], None] = lambda order, record: None,
     ) -> None:
         self.make_hub, self.face, self.patience = hub, face or Face(), patience or Patience()
-        self.again, self.update, self.num_threads = again, update, num_threads
+        self.again, self.update, self.num_threads, self.finish = again, update, num_threads, finish
         self.progress = Progress()
         self.stop = threading.Event()
         self._records: dict[Path, Record] = {}
@@ -105,6 +107,8 @@ class Fetcher:
                 missing = self._run(jobs)
             if missing:
                 raise self._explain(missing)
+            for order in orders:
+                self.finish(order, self._records[order.folder])
             return dict(self._records)
 
     def _run(self, jobs: Sequence[Job]) -> list[Missing]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def list_units(workspace: Workspace) -> list[Path]:
     return sorted({path.parent for pattern in patterns for path in home.glob(pattern)})
 
 
-def pack(workspace: Workspace, target: Path, say: Callable[[str], None], show: Show) -> list[Packed]:
+def pack(workspace: Workspace, target: Path, show: Show) -> list[Packed]:
     """Write all that was downloaded or imported into a tar, atomically; return what is in it.
 
     Raises MissingError where there is nothing, DataError where a file changes while it is packed, and CapacityError.

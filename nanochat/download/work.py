@@ -66,9 +66,7 @@ def run_jobs(
     num_threads = min(num_threads, len(jobs))
     for item in (*jobs, *[None] * num_threads):
         waiting.put(item)
-    threads = [
-        threading.Thread(target=_work, args=(transfer, waiting, done), daemon=True) for _ in range(num_threads)
-    ]
+    threads = [threading.Thread(target=_work, args=(transfer, waiting, done), daemon=True) for _ in range(num_threads)]
     try:
         for thread in threads:
             thread.start()
@@ -79,9 +77,7 @@ def run_jobs(
             thread.join(timeout=1.0)  # one that hangs in a read ends with the process; its part is good
 
 
-def _work(
-    transfer: Transfer, waiting: "queue.SimpleQueue[Job | None]", done: "queue.SimpleQueue[Outcome]"
-) -> None:
+def _work(transfer: Transfer, waiting: "queue.SimpleQueue[Job | None]", done: "queue.SimpleQueue[Outcome]") -> None:
     while (job := waiting.get()) is not None:
         try:
             job.run(transfer)
@@ -91,9 +87,7 @@ def _work(
             done.put((job, None))
 
 
-def _watch(
-    jobs: Sequence[Job], done: "queue.SimpleQueue[Outcome]", progress: Progress, face: Face
-) -> list[Missing]:
+def _watch(jobs: Sequence[Job], done: "queue.SimpleQueue[Outcome]", progress: Progress, face: Face) -> list[Missing]:
     missing, open_jobs, in_a_row = [], dict.fromkeys(jobs), 0
     while open_jobs:
         face.show(progress)
