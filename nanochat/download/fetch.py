@@ -96,14 +96,14 @@ class Fetcher:
             for folder in sorted({item.folder for item in (*orders, *bundles)}):
                 stack.enter_context(lock_folder(folder, self.face.say))
             missing = self._list(orders)
-            jobs = [] if missing else self._find_jobs(orders)
+            jobs = self._find_jobs([order for order in orders if order.folder in self._records])
             if jobs:
                 needed = self.progress.total_bytes - self.progress.bytes
                 check_space(orders[0].folder, needed, f"downloading {len(jobs):,} files")
             jobs += self._find_bundles(bundles)
             if self.make_hub is None and any(not job.is_local for job in jobs):
                 missing += [Missing(job.place, job.path) for job in jobs]
-            elif jobs and not missing:
+            elif jobs:
                 missing = self._run(jobs)
             if missing:
                 raise self._explain(missing)
@@ -119,7 +119,8 @@ class Fetcher:
     def _list(self, orders: Sequence[Order]) -> list[Missing]:
         """Read the records, and make those that are not there yet."""
         missing = []
-        for order in {order.folder: order for order in reversed(orders)}.values():
+        first = {order.folder: order for order in reversed(orders)}  # of several orders for one folder
+        for order in [order for order in orders if order is first[order.folder]]:
             record = load_record(order.folder)
             if record is not None and record.repo != order.repo:
                 raise DataError(

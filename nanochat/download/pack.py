@@ -121,7 +121,7 @@ def unpack(
         missing = sum(item.size for item in packed if size_of(workspace.home / item.path) != item.size)
         check_space(workspace.home, missing, "unpacking")
         held: dict[str, bytes] = {}
-        for member in archive:
+        while (member := archive.next()) is not None:
             item = by_path.pop(member.name, None)
             if item is None or not member.isreg() or member.size != item.size:
                 raise DataError(f"{source} holds {member.name!r}, which its list does not name so", "another archive")
