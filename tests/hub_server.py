@@ -114,7 +114,9 @@ class HubServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port: int = 0, tick_seconds: float = 0.02, retry_after: int = 0) -> None:
+    def __init__(
+        self, port: int = 0, tick_seconds: float = 0.02, retry_after: int = 0, bytes_per_second: float = 0
+    ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.repos: dict[str, Repo] = {}
         self.old: dict[tuple[str, str], Repo] = {}
@@ -127,7 +129,7 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.done: dict[str, int] = {}
         """How often each fault was the answer."""
-        self.tick_seconds, self.retry_after = tick_seconds, retry_after
+        self.tick_seconds, self.retry_after, self.bytes_per_second = tick_seconds, retry_after, bytes_per_second
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -365,7 +367,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.head(status, {**headers, "Content-Length": str(len(body))})
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        rate = self.server.bytes_per_second
+        piece = max(1, min(65_536, int(rate / 20)))
+        for start in range(0, len(body), piece) if rate else ():
+            self.wfile.write(body[start : start + piece])
+            self.server.closing.wait(piece / rate)
+        if not rate:
             self.wfile.write(body)
 
 
@@ -437,8 +446,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", type=float, default=0.0, help="share of the answers that are bad")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=0.0, help="bytes a second of one connection; 0: no limit")
     options = parser.parse_args()
-    with serve(options.port) as server:
+    with serve(options.port, bytes_per_second=options.rate) as server:
         load_folder(server, options.data)
         if options.faults:
             server.random = (random.Random(options.seed), options.faults, FAULTS)
