@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from nanochat.disk import check_space, disk_errors, sync_folder
 from nanochat.download.faults import Fault, WrongContentError, persist
-from nanochat.download.record import Entry, Record, load_record, save_record
+from nanochat.download.record import Entry, Record, load_record, save_record, sweep
 from nanochat.download.transfer import BLOCK_BYTES, Digest, Remote, Transfer, size_of
 from nanochat.errors import DataError, MissingError
 
@@ -66,7 +66,12 @@ def find_bundle(bundle: Bundle, say: Callable[[str], None] = lambda text: None) 
     if bundle.is_wish and record.repo != bundle.source:
         return None
     whole = all(size_of(folder / path) == entry.size for path, entry in record.files.items())
-    return record if whole and (folder / SENTINEL).is_file() else None
+    if not whole or not (folder / SENTINEL).is_file():
+        return None
+    shutil.rmtree(folder / UNPACKING, ignore_errors=True)  # of a process that was killed at the very end
+    (folder / DOWNLOAD).unlink(missing_ok=True)
+    sweep(folder, record)
+    return record
 
 
 def bring_bundle(bundle: Bundle, transfer: Transfer) -> Record:
@@ -123,6 +128,7 @@ def unpack(source: Path, bundle: Bundle) -> Record:
         record = Record(bundle.source, mark, files)
         save_record(folder, record)
         shutil.rmtree(staging, ignore_errors=True)
+        sweep(folder, record)
     return record
 
 

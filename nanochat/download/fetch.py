@@ -16,7 +16,7 @@ from nanochat.download.bundle import Bundle, bring_bundle, find_bundle
 from nanochat.download.faults import Patience, persist
 from nanochat.download.hub import Hub, Listing
 from nanochat.download.lock import lock_folder
-from nanochat.download.record import Record, build_record, load_record, save_record
+from nanochat.download.record import Record, build_record, load_record, save_record, sweep
 from nanochat.download.transfer import Remote, Transfer, is_right_file, part_path, size_of
 from nanochat.download.work import NUM_THREADS, Face, Job, Missing, Progress, run_jobs
 from nanochat.errors import DataError
@@ -133,6 +133,7 @@ class Fetcher:
                     continue
                 record = self._read_listing(self.make_hub(), order, record)
                 save_record(order.folder, record)
+            sweep(order.folder, record)
             self._records[order.folder] = record
         return missing
 

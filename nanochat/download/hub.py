@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from nanochat import __version__
 from nanochat.download.faults import Fault, Pace, Patience, read_retry_after
 from nanochat.errors import DataError
 
@@ -45,11 +46,15 @@ class Hub:
     """endpoint: where the hub is; None: huggingface_hub's own, which HF_ENDPOINT sets."""
 
     def __init__(self, endpoint: str | None = None, timeout_seconds: float | None = None) -> None:
-        from huggingface_hub import constants, get_session
+        from huggingface_hub import __version__ as hub_version
+        from huggingface_hub import constants, get_session, get_token
 
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.timeout_seconds = timeout_seconds or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         self._library: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx, httpx2
+        # not build_hf_headers: it asks the hub, once a day, which program may be calling it
+        self._user_agent = f"nanochat/{__version__}; hf_hub/{hub_version}"
+        self._token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
     def file_url(self, repo: str, commit: str, path: str) -> str:
         """Where a file of a data set is."""
@@ -66,11 +71,10 @@ class Hub:
         """
         from huggingface_hub import get_session
         from huggingface_hub.errors import OfflineModeIsEnabled
-        from huggingface_hub.utils import build_hf_headers
 
-        is_hub = urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
-        sent = build_hf_headers(token=None if is_hub else False, library_name="nanochat")
-        sent |= {"Accept-Encoding": "identity", **headers}
+        sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
+        if self._token and urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]:
+            sent["Authorization"] = f"Bearer {self._token}"
         try:
             with get_session().stream("GET", url, headers=sent, timeout=self.timeout_seconds) as response:
                 self._check(response, url, "Range" in headers)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nanochat.disk import write_atomically
 from nanochat.download.hub import HubFile, Listing
+from nanochat.download.transfer import part_path
 from nanochat.errors import DataError
 
 RECORD = "source.json"
@@ -75,6 +76,21 @@ def load_record(folder: Path) -> Record | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"rm {path}  # then download again: what is there is checked, not fetched again"
         raise DataError(f"{path} cannot be read: {error}", hint) from error
+
+
+def sweep(folder: Path, record: Record | None) -> None:
+    """Delete what killed processes left: halves of records and manifests, and parts of other contents than the record's.
+
+    Hold the folder's lock.
+    """
+    for pattern in (f".{RECORD}.*", ".shards.json.*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    files = record.files if record else {}
+    good = {part_path(folder / path, entry.content) for path, entry in files.items()}
+    for path in folder.rglob(".*.part"):
+        if record is not None and path not in good:
+            path.unlink(missing_ok=True)
 
 
 def save_record(folder: Path, record: Record) -> None:
