@@ -4,13 +4,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nanochat.cli.archive import pack_downloads, unpack_downloads, verify_downloads
 from nanochat.cli.config import resolve
-from nanochat.cli.fetching import fetch, show_facts
+from nanochat.cli.fetching import describe_text, fetch, show_facts, show_orders, show_records
 from nanochat.cli.needs import Needs, list_needs, list_tasks, order_tasks, order_text
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import target_options
@@ -258,48 +258,3 @@ def adopt(order: "Order", record: "Record") -> None:
     names = [path for path in order.choose(list(record.files)) if record.files[path].is_here]
     here = {path: entry.sha256 for path, entry in record.here.items()}
     adopt_shards(order.folder, here, names[-1] if names else "")
-
-
-def describe_text(name: str, folder: Path) -> dict[str, Any]:
-    from nanochat.data.shards import load_manifest
-
-    manifest = load_manifest(folder)
-    return {
-        "dataset": name,
-        "folder": str(folder),
-        "shards": len(manifest.shards),
-        "train_documents": manifest.num_rows("train"),
-        "val_documents": manifest.num_rows("val"),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "hash": manifest.hash,
-    }
-
-
-def show_orders(invocation: Invocation, orders: Sequence["Order"]) -> None:
-    """What a dry run would fetch."""
-    for order in orders:
-        number = f"{order.num_files:,} of " if order.num_files is not None else ""
-        invocation.console.show(
-            f"would download {number}{order.repo}/{{{','.join(order.patterns)}}} into {order.folder}"
-        )
-
-
-def show_records(invocation: Invocation, records: dict[Path, "Record"]) -> None:
-    """What lies where, and from which commit."""
-    rows = [
-        {
-            "source": record.repo,
-            "commit": record.commit,
-            "files": len(record.here),
-            "bytes": sum(entry.size for entry in record.here.values()),
-            "folder": str(folder),
-        }
-        for folder, record in sorted(records.items())
-    ]
-    if invocation.as_json:
-        invocation.console.show_json(rows)
-    elif rows:
-        from nanochat.cli.console import format_table
-
-        shown = [(r["source"], r["commit"][:12], f"{r['files']:,}", f"{r['bytes']:,}", r["folder"]) for r in rows]
-        invocation.console.show(format_table(shown, ("source", "commit", "files", "bytes", "folder"), [2, 3]))

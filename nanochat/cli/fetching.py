@@ -1,4 +1,4 @@
-"""Downloads on the command line: the client or none, one progress line, and what an interrupt says."""
+"""Downloads on the command line: the client or none, one progress line, what an interrupt says and a result shows."""
 
 import json
 import shlex
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation
 from nanochat.errors import InterruptError
 from nanochat.sources import CORE_URL
@@ -66,3 +67,46 @@ def show_facts(invocation: Invocation, facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else json.dumps(value)
         invocation.console.show(f"{name.ljust(width)}  {shown}")
+
+
+def describe_text(name: str, folder: Path) -> dict[str, Any]:
+    from nanochat.data.shards import load_manifest
+
+    manifest = load_manifest(folder)
+    return {
+        "dataset": name,
+        "folder": str(folder),
+        "shards": len(manifest.shards),
+        "train_documents": manifest.num_rows("train"),
+        "val_documents": manifest.num_rows("val"),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "hash": manifest.hash,
+    }
+
+
+def show_orders(invocation: Invocation, orders: Sequence["Order"]) -> None:
+    """What a dry run would fetch."""
+    for order in orders:
+        number = f"{order.num_files:,} of " if order.num_files is not None else ""
+        invocation.console.show(
+            f"would download {number}{order.repo}/{{{','.join(order.patterns)}}} into {order.folder}"
+        )
+
+
+def show_records(invocation: Invocation, records: dict[Path, "Record"]) -> None:
+    """What lies where, and from which commit."""
+    rows = [
+        {
+            "source": record.repo,
+            "commit": record.commit,
+            "files": len(record.here),
+            "bytes": sum(entry.size for entry in record.here.values()),
+            "folder": str(folder),
+        }
+        for folder, record in sorted(records.items())
+    ]
+    if invocation.as_json:
+        invocation.console.show_json(rows)
+    elif rows:
+        shown = [(r["source"], r["commit"][:12], f"{r['files']:,}", f"{r['bytes']:,}", r["folder"]) for r in rows]
+        invocation.console.show(format_table(shown, ("source", "commit", "files", "bytes", "folder"), [2, 3]))

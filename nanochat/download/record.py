@@ -79,7 +79,7 @@ def load_record(folder: Path) -> Record | None:
 
 
 def sweep(folder: Path, record: Record | None) -> None:
-    """Delete what killed processes left: halves of records and manifests, and parts of other contents than the record's.
+    """Delete what killed processes left: halves of records and manifests, parts of other contents than the record's.
 
     Hold the folder's lock.
     """

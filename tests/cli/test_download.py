@@ -164,6 +164,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_proxies_and_timeouts_of_the_environment_are_honoured(call, server) -> None:
+    elsewhere = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": server.url, "NO_PROXY": "", "no_proxy": ""}
+    outcome = call("download", "tasks", "gsm8k", **elsewhere)
+    assert outcome.code == 0, outcome.err
+    assert server.requests[0][1].startswith("http://hub.invalid/api/datasets/openai/gsm8k/revision/main")
+    server.misbehave("hang", "/revision/", times=1)
+    outcome = call("download", "tasks", "humaneval")
+    assert outcome.code == 0 and "tried again 1 time: no answer for 1 seconds" in outcome.err
+
+
 def test_a_download_that_fails_in_part_makes_no_data_set(call, server, home) -> None:
     server.misbehave("wrong_bytes", "shard_00001", times=None)
     outcome = call("download", "data", "--config", "d4.toml", code=BRIEF)

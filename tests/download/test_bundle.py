@@ -10,7 +10,8 @@ from nanochat.download.bundle import Bundle
 from nanochat.download.fetch import Fetcher
 from nanochat.errors import CapacityError, DataError
 from tests.download.conftest import make_body
-from tests.hub_server import FAULTS, File, HubServer
+from tests.hub_faults import FAULTS
+from tests.hub_server import File, HubServer
 
 MEMBERS = {
     "core.yaml": b"icl_tasks: []\n",

@@ -7,11 +7,14 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 
 from nanochat.disk import CapacityError
+from nanochat.download.bundle import Bundle
 from nanochat.download.fetch import Order
 from nanochat.download.record import load_record
 from nanochat.errors import DataError
 from tests.download.conftest import IMPATIENT, SIZES, check_files, make_body
-from tests.hub_server import FAULTS
+from tests.download.test_bundle import MEMBERS, build_zip
+from tests.hub_faults import FAULTS
+from tests.hub_server import File, serve
 
 
 def test_files_arrive_with_their_record(server, order, new_fetcher) -> None:
@@ -187,6 +190,20 @@ def test_a_token_goes_to_the_hub_and_its_lack_is_explained(server, order, new_fe
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     new_fetcher().fetch([order])
     check_files(order)
+
+
+def test_the_token_goes_nowhere_else(server, order, new_fetcher, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serve() as other:
+        other.repos = server.repos
+        other.plain["bundle.zip"] = File(lambda: build_zip(MEMBERS))
+        server.elsewhere = other.url
+        server.misbehave("redirect", times=None)
+        bundle = Bundle(f"{other.url}/files/bundle.zip", tmp_path / "core")
+        new_fetcher().fetch([order], [bundle])
+        assert other.count("/resolve/") == 3 and other.count("bundle.zip") == 1
+        assert not any("hf_secret" in str(headers) for _, _, headers in other.requests)
+    assert all("hf_secret" in headers["Authorization"] for _, _, headers in server.requests)
 
 
 def test_a_server_that_asks_for_too_much_time_is_not_waited_for(server, order, new_fetcher) -> None:
