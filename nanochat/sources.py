@@ -41,3 +41,11 @@ TASK_SOURCES: Mapping[str, HubSource] = {
     ),
 }
 """Tasks by name, whose rows are files of the hub."""
+
+TEXT_SOURCES: Mapping[str, HubSource] = {
+    "fineweb-edu": HubSource("karpathy/fineweb-edu-100b-shuffle", {"train": "shard_*.parquet"}),
+}
+"""Pretraining text by the name of the data set; the last shard is for validation."""
+
+CORE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+"""The CORE bundle of the DCLM paper (Li et al. 2024) as one zip."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Console:
         """News, to stderr."""
         if not self.quiet:
             print(visible(text), file=sys.stderr, flush=True)
+
+    def rewrite(self, text: str) -> None:
+        """Replace the terminal's last line, on stderr; an empty text leaves it empty."""
+        if not self.quiet:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{visible(text)[:width]}", end="", file=sys.stderr, flush=True)
 
     def suggest(self, command: str) -> None:
         """The next useful command."""

@@ -9,6 +9,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
 from nanochat.cli.train import check_devices, start
@@ -124,10 +125,12 @@ def evaluate(
     check_evaluation(score, found, target)
     if score in ("core", "all") and has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
+    if score in ("chat", "all"):
+        check_downloads(invocation, target, ["eval"])
     for name in target.settings.eval.tasks if score != "core" else ():
         build_task(name, "test", 1)
     if score in ("bpb", "all"):
-        check_dataset(invocation, target.settings.data.dataset)
+        check_dataset(invocation, target.settings.data.dataset, target.choice)
     check_devices(target.settings.runtime.device, cluster)
     kept = ("--keep-finished",) if resume else ()
     options = ("--of", f"{found.stage}@{found.step}", "--score", score, *kept, *flags, *override_options(target))

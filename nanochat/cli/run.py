@@ -5,6 +5,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
 from nanochat.cli.launch import ALONE
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
@@ -40,8 +41,8 @@ def run_pipeline(
             f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",
             f"nanochat tokenize train {target.choice}  # on one node; then this again, on all",
         )
-    if not invocation.dry_run and not all(is_done(target.run, stage) for stage in STAGES[:2]):
-        check_dataset(invocation, target.settings.data.dataset)
+    if not invocation.dry_run:
+        check_data(invocation, target)
     code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
@@ -56,6 +57,17 @@ def run_pipeline(
             invocation.console.show(str(path))
     invocation.console.suggest(f"nanochat chat {target.run.name}")
     return 0
+
+
+def check_data(invocation: Invocation, target: Target) -> None:
+    """Raise MissingError where something that the stages still to come will read is not here."""
+    pending = [stage for stage in STAGES[1:] if not is_done(target.run, stage)]
+    if not is_done(target.run, "tokenizer") and "base" not in pending:
+        pending.append("base")
+    if pending or not are_scores_done(target.run, target.settings.eval.tasks):
+        check_downloads(invocation, target, [*pending, "eval"])
+    if "base" in pending:
+        check_dataset(invocation, target.settings.data.dataset, target.choice)
 
 
 def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:

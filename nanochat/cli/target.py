@@ -14,6 +14,7 @@ from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import RunPaths
+from nanochat.sources import TEXT_SOURCES
 
 if TYPE_CHECKING:
     from nanochat.settings import Settings
@@ -207,11 +208,16 @@ def override_options(target: Target) -> list[str]:
     return options
 
 
-def check_dataset(invocation: Invocation, name: str) -> None:
-    """Raise MissingError where the pretraining text is neither there nor made on the spot."""
+def check_dataset(invocation: Invocation, name: str, choice: str = "--preset d20") -> None:
+    """Raise MissingError where the pretraining text is neither there nor made on the spot.
+
+    choice: options that choose the settings which say how much of it is read, for the hint.
+    """
     folder = invocation.workspace.dataset(name)
     if name != "demo" and not (folder / "shards.json").is_file():
-        raise MissingError(f"data set {name!r} is not in {folder}", f"nanochat download import DIR --name {name}")
+        fetched = f"nanochat download data {choice}" if name in TEXT_SOURCES else ""
+        hint = fetched or f"nanochat download import DIR --name {name}"
+        raise MissingError(f"data set {name!r} is not in {folder}", hint)
 
 
 def check_disk(invocation: Invocation, needed: int) -> None:

@@ -37,7 +37,7 @@ def train_tokenizer(
         done = describe_result("tokenizer", read_result(target.run, "tokenizer"))
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
     else:
-        check_dataset(invocation, target.settings.data.dataset)
+        check_dataset(invocation, target.settings.data.dataset, target.choice)
         again = ("tokenize", "train", "--run", target.run.name)
         code = start("tokenizer", invocation, target, again=again)
         if code or invocation.dry_run:

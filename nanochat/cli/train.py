@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, launch_stage, stage_command
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
 from nanochat.cli.tracking import Track, add_track, check_tracker
@@ -79,7 +80,9 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
                 f"nanochat resume {run.name}" if unfinished else f"nanochat {COMMAND[before]} {target.choice}",
             )
         if stage == "base":
-            check_dataset(invocation, target.settings.data.dataset)
+            check_dataset(invocation, target.settings.data.dataset, target.choice)
+        else:
+            check_downloads(invocation, target, [stage])
         code = start(stage, invocation, target, cluster)
         if code or invocation.dry_run:
             return code

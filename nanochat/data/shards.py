@@ -86,8 +86,7 @@ def load_manifest(directory: Path) -> Manifest:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        hint = f"nanochat download import FOLDER --name {directory.name}"
-        raise MissingError(f"there is no data set in {directory} (no {MANIFEST})", hint) from None
+        raise MissingError(f"there is no data set in {directory} (no {MANIFEST})", _again(directory)) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}", _again(directory)) from error
     try:
@@ -110,7 +109,7 @@ def save_manifest(directory: Path, manifest: Manifest) -> None:
 
 def describe_shard(path: Path, split: Split) -> Shard:
     """Hash a parquet file that is already in place, for a manifest. Raises DataError where it is not parquet."""
-    return Shard(path.name, split, _open(path).metadata.num_rows, path.stat().st_size, hash_file(path))
+    return Shard(path.name, split, open_shard(path).metadata.num_rows, path.stat().st_size, hash_file(path))
 
 
 def write_shards(
@@ -189,7 +188,7 @@ def verify_dataset(directory: Path, progress: Progress | None = None) -> Manifes
             raise DataError(f"{path} has {path.stat().st_size:,} bytes, not {shard.bytes:,}", _again(directory))
         if hash_file(path) != shard.sha256:
             raise DataError(f"{path} is corrupt: its SHA-256 is not that of the manifest", _again(directory))
-        file = _open(path)
+        file = open_shard(path)
         check_column(file, path, manifest.column)
         if file.metadata.num_rows != shard.rows:
             raise DataError(f"{path} has {file.metadata.num_rows:,} documents, not {shard.rows:,}", _again(directory))
@@ -210,7 +209,7 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
     groups = []
     for shard in manifest.of(split):
         path = directory / shard.name
-        file = _open(path)
+        file = open_shard(path)
         check_column(file, path, manifest.column)
         for index in range(file.num_row_groups):
             num_rows = file.metadata.row_group(index).num_rows
@@ -268,7 +267,8 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def open_shard(path: Path) -> pq.ParquetFile:
+    """Raises DataError where the file is missing or no parquet."""
     try:
         return pq.ParquetFile(path, memory_map=False)
     except FileNotFoundError:
@@ -317,4 +317,6 @@ def _replace(path: Path) -> Iterator[Path]:
 
 
 def _again(directory: Path) -> str:
+    if (directory / "source.json").is_file():  # it was downloaded
+        return "nanochat download verify --repair"
     return f"nanochat download import FOLDER --name {directory.name}"

@@ -1,12 +1,16 @@
 """The pretraining text of a run: found, or, for the demo, made on the spot."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat.data.shards import Manifest, load_manifest, replace_manifest, write_shard_files
 from nanochat.errors import MissingError
 from nanochat.paths import Workspace
-from nanochat.stages.display import Display
+from nanochat.sources import TEXT_SOURCES
 from nanochat.tasks.demo import generate_documents
+
+if TYPE_CHECKING:
+    from nanochat.stages.display import Display
 
 DEMO = "demo"
 DEMO_CHARS = {"train": 12_000_000, "val": 300_000}
@@ -17,7 +21,7 @@ def find_dataset(workspace: Workspace, name: str) -> Path:
     """The folder of a data set that is there. Raises MissingError with the command that brings it."""
     folder = workspace.dataset(name)
     if not (folder / "shards.json").is_file():
-        command = f"nanochat download data --dataset {name}" if name == "fineweb-edu" else ""
+        command = "nanochat download data --preset d20" if name in TEXT_SOURCES else ""
         hint = command or f"nanochat download import DIR --name {name}"
         if name == DEMO:
             hint = "nanochat tokenize train --preset demo"
@@ -26,7 +30,7 @@ def find_dataset(workspace: Workspace, name: str) -> Path:
     return folder
 
 
-def open_dataset(workspace: Workspace, name: str, display: Display, is_main: bool = True) -> Path:
+def open_dataset(workspace: Workspace, name: str, display: "Display", is_main: bool = True) -> Path:
     """find_dataset, after making the demo's text where that is asked for and absent."""
     folder = workspace.dataset(name)
     if name == DEMO and is_main and not (folder / "shards.json").is_file():
