@@ -51,12 +51,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def format_size(size: float) -> str:
+    """
+    >>> format_size(71_234_000_000), format_size(83_400_000), format_size(4_250_000)
+    ('71.2 GB', '83 MB', '4.2 MB')
+    """
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:,.1f} MB"
+
+
 def check_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise CapacityError where the disk has less room than `purpose` needs."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise CapacityError(
-            f"{purpose} needs {needed_bytes / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free", MAKE_ROOM
+            f"{purpose} needs {format_size(needed_bytes)} in {folder}, but {format_size(free)} are free", MAKE_ROOM
         )
 
 

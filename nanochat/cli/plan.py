@@ -12,6 +12,7 @@ from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
+from nanochat.disk import format_size
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +56,8 @@ def describe_base(plan: Any, settings: Any) -> list[tuple[str, str]]:
     from nanochat.plan import ASSUMED_MFU, DEVICE, DEVICE_BYTES, DOLLARS_PER_DEVICE_HOUR
 
     is_auto = settings.batch.device_batch_size == "auto"
-    auto = f" (auto: what {format_bytes(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in asdict(plan.memory).items())
+    auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in asdict(plan.memory).items())
 
     horizon = {
         "num_steps": "asked for",
@@ -86,10 +87,10 @@ def describe_base(plan: Any, settings: Any) -> list[tuple[str, str]]:
         ),
         (
             "disk",
-            f"about {format_bytes(plan.disk_bytes)}: {format_bytes(plan.data_bytes)} of text, "
-            f"{format_bytes(plan.checkpoint_bytes)} a checkpoint",
+            f"about {format_size(plan.disk_bytes)}: {format_size(plan.data_bytes)} of text, "
+            f"{format_size(plan.checkpoint_bytes)} a checkpoint",
         ),
-        ("memory", f"about {format_bytes(plan.memory_bytes)} a device: {parts}"),
+        ("memory", f"about {format_size(plan.memory_bytes)} a device: {parts}"),
         (
             "time",
             f"about {format_hours(plan.hours)} and {format_dollars(plan.dollars)} on {plan.world_size} x {DEVICE} "
@@ -119,10 +120,6 @@ def format_count(number: int) -> str:
     if number >= 1e9:
         return f"{number / 1e9:,.2f}B"
     return f"{number / 1e6:,.1f}M" if number >= 1e6 else f"{number:,}"
-
-
-def format_bytes(number: int) -> str:
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
 
 
 def format_hours(hours: float) -> str:

@@ -4,6 +4,7 @@ import sys
 import time
 
 from nanochat.cli.console import Console
+from nanochat.disk import format_size
 from nanochat.download.work import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -67,14 +68,10 @@ def describe_progress(progress: Progress, bytes_per_second: float) -> str:
     parts = [f"downloading: {progress.files:,} of {progress.total_files:,} files"]
     if progress.total_bytes:
         share = 100 * done / progress.total_bytes
-        parts.append(f"{done / 1e6:,.1f} of {format_size(progress.total_bytes)} ({share:.0f}%)")
+        parts.append(f"{format_size(done)} of {format_size(progress.total_bytes)} ({share:.0f}%)")
     if bytes_per_second > 0 and done < progress.total_bytes:
         minutes, seconds = divmod(round((progress.total_bytes - done) / bytes_per_second), 60)
         parts += [f"{bytes_per_second / 1e6:,.1f} MB/s", f"{minutes:,}:{seconds:02d} left"]
     if tried_again := sum(progress.problems.values()):
         parts.append(f"{tried_again:,} tried again")
     return ", ".join(parts)
-
-
-def format_size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

@@ -12,6 +12,7 @@ import typer
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
+from nanochat.disk import format_size
 from nanochat.errors import UsageError
 from nanochat.paths import RunPaths
 
@@ -37,7 +38,7 @@ def list_runs(invocation: Invocation) -> None:
             run["run"],
             run["preset"] or "-",
             *(run["stages"][stage] for stage in STAGES),
-            _size(run["bytes"]),
+            format_size(run["bytes"]),
             run["changed"],
         )
         for run in found
@@ -59,7 +60,9 @@ def show_run(invocation: Invocation, run: Run = None) -> None:
         invocation.console.show_json(description | {"results": results, "scores": plain})
         return
     console = invocation.console
-    console.show(f"{paths.name}  {paths.root}  preset {description['preset'] or '-'}  {_size(description['bytes'])}")
+    console.show(
+        f"{paths.name}  {paths.root}  preset {description['preset'] or '-'}  {format_size(description['bytes'])}"
+    )
     rows = []
     for stage in STAGES:
         result = read_result(paths, stage)
@@ -108,7 +111,7 @@ def remove_runs(
 
     paths = [choose_run(invocation, run) for run in runs]
     for run in paths:
-        size = _size(count_bytes(run.root))
+        size = format_size(count_bytes(run.root))
         if invocation.dry_run:
             invocation.console.show(f"would remove {run.root} ({size})")
             continue
@@ -157,7 +160,3 @@ def count_bytes(folder: Path) -> int:
         except OSError:
             continue
     return total
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat import __version__
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
+from nanochat.disk import format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import RunPaths
 from nanochat.sources import TEXT_SOURCES
@@ -226,7 +227,7 @@ def check_disk(invocation: Invocation, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CapacityError(
-            f"{needed / 1e9:.1f} GB of checkpoints do not fit: {free / 1e9:.1f} GB are free at {invocation.home}",
+            f"{format_size(needed)} of checkpoints do not fit: {format_size(free)} are free at {invocation.home}",
             "--home DIR",
         )
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from nanochat.disk import write_atomically
+from nanochat.disk import format_size, write_atomically
 from nanochat.errors import CapacityError
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
@@ -29,7 +29,7 @@ from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
-from nanochat.stages.memory import describe_circumstances, format_size, plan_step, suggest_smaller
+from nanochat.stages.memory import describe_circumstances, plan_step, suggest_smaller
 
 MAX_PROBES = 6
 CPU_TOKENS = 4_096  # of a forward pass; demo on two cores: 12,300 tokens/s at 2,048, 13,000 at 4,096, 8,192 and 16,384

@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from nanochat.disk import format_size
 from nanochat.layers import flatten, read_saved
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MemoryEstimate, estimate_memory
@@ -60,14 +61,6 @@ def describe_memory(peak: int, planned: int) -> str:
     """
     difference = round(100 * (peak / planned - 1))
     return f"memory: {format_size(peak)} at the peak, planned {format_size(planned)} ({difference:+d} %)"
-
-
-def format_size(size: float) -> str:
-    """
-    >>> format_size(71_234_000_000), format_size(83_400_000)
-    ('71.2 GB', '83 MB')
-    """
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
 def plan_step(job: Job, config: GPTConfig, rows: int) -> MemoryEstimate:
