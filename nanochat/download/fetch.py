@@ -138,10 +138,14 @@ class Fetcher:
         return missing
 
     def _read_listing(self, hub: Hub, order: Order, before: Record | None) -> Record:
+        def note(reason: str) -> None:
+            self.progress.note(reason)
+            self.face.say(f"{order.repo}: {reason}; trying again")
+
         try:
             listing = persist(
                 lambda: hub.read_listing(order.repo, order.revision, self.patience),
-                *(self.patience, self.stop, self.progress.note),
+                *(self.patience, self.stop, note),
             )
         except DataError as error:
             where = f"{order.repo} cannot be listed at {hub.endpoint}: {error.message}"

@@ -81,6 +81,8 @@ class Hub:
                 yield response
         except OfflineModeIsEnabled:
             raise DataError("huggingface_hub is offline (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)") from None
+        except self._library.UnsupportedProtocol as error:
+            raise DataError(f"{url} is, or leads to, no http address") from error
         except self._library.TooManyRedirects as error:
             raise Fault("redirects that do not end") from error
         except self._library.TimeoutException as error:

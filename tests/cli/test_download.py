@@ -18,6 +18,7 @@ from nanochat.cli.options import Invocation
 from nanochat.cli.progress import ProgressLine, describe_progress
 from nanochat.cli.target import Target
 from nanochat.data.shards import verify_dataset
+from nanochat.download.record import Entry, Record, save_record
 from nanochat.download.transfer import Progress
 from nanochat.errors import MissingError
 from nanochat.layers import load_settings
@@ -150,9 +151,14 @@ def test_the_hook_of_these_tests_sees_sockets(call, fetch_all) -> None:
 
 def test_no_server_is_exit_4_with_the_command_to_go_on(call) -> None:
     outcome = call("download", "tasks", "gsm8k", HF_ENDPOINT="http://127.0.0.1:9", code=BRIEF)
-    assert outcome.code == 4
+    assert outcome.code == 4 and outcome.err.count("trying again") == 5
     assert "openai/gsm8k cannot be listed at http://127.0.0.1:9: connection failed" in outcome.err
     assert outcome.err.splitlines()[-1] == "hint:  nanochat download tasks gsm8k"
+
+
+def test_a_hub_that_is_no_address_is_said_at_once(call) -> None:
+    outcome = call("download", "tasks", "gsm8k", HF_ENDPOINT="gopher://hub")
+    assert outcome.code == 4 and "no http address" in outcome.err and "trying again" not in outcome.err
 
 
 BRIEF = """
@@ -269,6 +275,21 @@ def test_a_run_says_what_is_missing_before_it_starts(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.touch()
     check_downloads(invocation, target, ["eval"])
+
+
+def test_a_run_with_less_text_than_its_plan_says_so(tmp_path: Path, capsys) -> None:
+    invocation = Invocation(home=tmp_path)
+    target = Target(RunPaths(tmp_path / "runs/r"), "d20", Settings(), {}, True, {}, "--preset d20")
+    folder = invocation.workspace.dataset("fineweb-edu")
+    entries = {f"shard_{index:05d}.parquet": Entry(1, is_here=index < 5) for index in range(300)}
+    folder.mkdir(parents=True)
+    (folder / "shards.json").write_text("{}")
+    save_record(folder, Record("them/text", "0" * 40, entries))
+    check_downloads(invocation, target, ["base"])
+    assert "fineweb-edu has 5 shards here, the plan reads 202: the text repeats" in capsys.readouterr().err
+    save_record(folder, Record("them/text", "0" * 40, {name: Entry(1, is_here=True) for name in entries}))
+    check_downloads(invocation, target, ["base"])
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_is_one_line_on_a_terminal_and_lines_elsewhere(capsys, monkeypatch) -> None:

@@ -180,6 +180,13 @@ TABLE = [
         "neither --preset nor --shards says how much of fineweb-edu is wanted",
         "nanochat download data --dataset fineweb-edu --preset d20",
     ),
+    (
+        "tokenize train --preset d20",
+        nothing,
+        3,
+        "data set 'fineweb-edu' is not in",
+        "nanochat download data --preset d20",
+    ),
     ("resume", nothing, 3, "there is no run in", "nanochat run --preset demo"),
     ("resume r", run_with(ALL_DONE), 3, "no stage of run 'r' was interrupted", "nanochat run --run r"),
     ("eval all", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
