@@ -52,16 +52,16 @@ def validate(
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
     from nanochat.plan import plan_base, sketch_finetune
-    from nanochat.tasks.catalog import build_mixture, build_task
+    from nanochat.tasks.catalog import check_mixture, check_task
 
     settings, _ = resolve(invocation, preset, config, overrides, run)
     plan_base(settings, cluster.world_size)
     for stage in ("mid", "sft"):
         sketch_finetune(settings, stage, cluster.world_size)
         if mixture := getattr(settings, stage).mixture:
-            build_mixture(mixture, "train", settings.runtime.seed)
+            check_mixture(mixture)
     for name in settings.eval.tasks:
-        build_task(name, "test", 1)
+        check_task(name)
     if invocation.as_json:
         invocation.console.show_json({"valid": True})
     else:

@@ -128,7 +128,7 @@ def evaluate(
     if score in ("chat", "all"):
         check_downloads(invocation, target, ["eval"])
     for name in target.settings.eval.tasks if score != "core" else ():
-        build_task(name, "test", 1)
+        build_task(name, "test", 1, folder=invocation.workspace.tasks)
     if score in ("bpb", "all"):
         check_dataset(invocation, target.settings.data.dataset, target.choice)
     check_devices(target.settings.runtime.device, cluster)

@@ -10,13 +10,9 @@ import torch
 from nanochat.engine.engine import Engine, Request
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
-from nanochat.tasks.task import Task
 from nanochat.tokenizer.bpe import Tokenizer
 
 Progress = Callable[[int, int], None]
-
-LETTERS = ("A", "B", "C", "D")
-"""Choices of a categorical task that has no `letters(index)` of its own."""
 
 
 def generate_answers(
@@ -87,8 +83,3 @@ def choose_letters(
             chosen[place] = letters[place][int(logits.argmax())]
         report(start + len(places), len(prompts))
     return chosen
-
-
-def find_letters(task: Task, index: int) -> Sequence[str]:
-    letters = getattr(task, "letters", None)
-    return LETTERS if letters is None else letters(index)

@@ -15,7 +15,7 @@ import torch
 
 from nanochat.conversation import Conversation, Part, PartKind, dump_conversation
 from nanochat.engine.sampling import SamplingParams
-from nanochat.evals.answering import choose_letters, find_letters, generate_answers
+from nanochat.evals.answering import choose_letters, generate_answers
 from nanochat.evals.passk import estimate_pass_at_k
 from nanochat.runtime import World
 from nanochat.tasks.task import Task
@@ -123,7 +123,7 @@ def evaluate_chat(
     baseline, with_tool = 0.0, 0
     if task.eval_type == "categorical":
         answers_each = 1
-        letters = [find_letters(task, index) for index in indices]
+        letters = [task.letters(index) for index in indices]
         baseline = sum(1 / len(choices) for choices in letters)
         fitting_prompts, fitting_letters = [prompts[place] for place in fitting], [letters[place] for place in fitting]
         chosen = choose_letters(model, tokenizer, fitting_prompts, fitting_letters, batch_size, report)

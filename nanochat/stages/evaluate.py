@@ -116,7 +116,7 @@ def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: boo
 
 def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_finished: bool) -> Score:
     wish = job.settings.eval
-    task = build_task(name, "test")
+    task = build_task(name, "test", folder=job.workspace.tasks)
     digest = hash_examples(task, wish.max_examples)
     hangs_on = ("max_examples", "max_new_tokens", "answers_each", "temperature")
     identity = identify(subject, task=task.name, data_sha256=digest, **{key: getattr(wish, key) for key in hangs_on})

@@ -34,6 +34,10 @@ class Task(ABC):
         """Grade (conversation, completion) pairs, in their order; a task may grade many side by side."""
         return [self.evaluate(conversation, completion) for conversation, completion in items]
 
+    def letters(self, index: int) -> Sequence[str]:
+        """The choices of a categorical example."""
+        return ("A", "B", "C", "D")
+
     def __len__(self) -> int:
         return self.num_examples()
 
@@ -67,6 +71,9 @@ class TaskSlice(Task):
 
     def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> Sequence[bool | None]:
         return self.task.evaluate_all(items)
+
+    def letters(self, index: int) -> Sequence[str]:
+        return self.task.letters(self._indices[index])
 
 
 class TaskSequence(Task):
