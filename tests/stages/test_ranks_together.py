@@ -27,7 +27,7 @@ pytestmark = [
 Start = Callable[..., Path]
 LONG = {"base": {"num_steps": 100_000, "eval_every": 0}, "checkpoint": {"every": 50}}
 FAULT = """
-# Rank 1 raises in its step 3 (the parent's environment says what).
+# Rank 1 raises in its step 3, or every step takes its time (the parent's environment says what).
 import os, sys, threading, time
 def patch():
     while "nanochat.training.loop" not in sys.modules or not hasattr(sys.modules["nanochat.training.loop"], "train"):
@@ -36,11 +36,12 @@ def patch():
     from nanochat.training import loop
     take_step = loop._take_step
     def fail(recipe, state, world):
-        if state.step == 3:
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        if "FAULT" in os.environ and os.environ.get("RANK") == "1" and state.step == 3:
             raise eval(os.environ["FAULT"], dict(vars(errors)))
         return take_step(recipe, state, world)
     loop._take_step = fail
-if os.environ.get("RANK") == "1" and os.environ.get("FAULT"):
+if "FAULT" in os.environ or "STEP_SECONDS" in os.environ:
     threading.Thread(target=patch, daemon=True).start()
 """
 
@@ -99,6 +100,13 @@ def ranks(number: int, *more: str) -> tuple[str, ...]:
     return ("--device", "cpu", "--gpus", str(number), *more)
 
 
+def add_fault(folder: Path) -> dict[str, str]:
+    """Write FAULT where Python looks for it; returns the environment that does."""
+    (folder / "fault").mkdir()
+    (folder / "fault" / "sitecustomize.py").write_text(FAULT)
+    return {"PYTHONPATH": str(folder / "fault")}
+
+
 def read_losses(run: RunPaths) -> list[float]:
     records = [record for record in MetricsFile(run.stage("base").metrics).read() if "loss" in record]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
@@ -109,11 +117,15 @@ def are_gone(marks: Sequence[RankMark]) -> bool:
     return not any(is_running(mark.pid) for mark in marks)
 
 
-def test_two_processes_train_like_one_and_a_run_moves_between_worlds(trained_home: Path, start_run: Start) -> None:
+def test_two_processes_train_like_one_and_a_run_moves_between_worlds(
+    trained_home: Path, start_run: Start, tmp_path: Path
+) -> None:
     """1 -> 2 -> 4 -> 1 processes, each ended by SIGTERM: the losses, the optimizer and the place in the data of one."""
     settings = start_run()
+    slow = add_fault(tmp_path) | {"STEP_SECONDS": "0.2"}  # or a busy machine asks too late
     for world_size, until in ((1, 4), (2, 9), (4, 14)):
-        launch = Launch(settings, *ranks(world_size, "--set", f"batch.device_batch_size={min(4, 8 // world_size)}"))
+        rows = ("--set", f"batch.device_batch_size={min(4, 8 // world_size)}")
+        launch = Launch(settings, *ranks(world_size, *rows), environ=slow)
         launch.wait_for_step(until)
         launch.process.send_signal(signal.SIGTERM)
         assert launch.wait() == 75, launch.text
@@ -131,13 +143,8 @@ def test_two_processes_train_like_one_and_a_run_moves_between_worlds(trained_hom
 
 
 def test_the_error_of_one_rank_comes_last_and_ends_all(start_run: Start, tmp_path: Path) -> None:
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(FAULT)
     settings = start_run(changes=LONG)
-    environ = {
-        "PYTHONPATH": str(tmp_path / "fault"),
-        "FAULT": "CapacityError('rank 1 has no room', 'nanochat runs ls')",
-    }
+    environ = add_fault(tmp_path) | {"FAULT": "CapacityError('rank 1 has no room', 'nanochat runs ls')"}
     launch = Launch(settings, *ranks(2, "--max-restarts", "2"), environ=environ)
     launch.wait_for(lambda: any(mark.status == "failed" for mark in launch.marks))
     failed = next(mark for mark in launch.marks if mark.status == "failed")
@@ -148,9 +155,7 @@ def test_the_error_of_one_rank_comes_last_and_ends_all(start_run: Start, tmp_pat
 
 
 def test_a_bug_on_one_rank_is_named_with_its_log(start_run: Start, tmp_path: Path) -> None:
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(FAULT)
-    environ = {"PYTHONPATH": str(tmp_path / "fault"), "FAULT": "AssertionError('it cannot be')"}
+    environ = add_fault(tmp_path) | {"FAULT": "AssertionError('it cannot be')"}
     launch = Launch(start_run(changes=LONG), *ranks(2), environ=environ)
     assert launch.wait() == 1
     error, hint = launch.text.splitlines()[-2:]
