@@ -59,9 +59,9 @@ def validate(
     for stage in ("mid", "sft"):
         sketch_finetune(settings, stage, cluster.world_size)
         if mixture := getattr(settings, stage).mixture:
-            build_mixture(mixture, "train", settings.runtime.seed)
+            build_mixture(mixture, "train", settings.runtime.seed, folder=invocation.workspace.tasks)
     for name in settings.eval.tasks:
-        build_task(name, "test", 1)
+        build_task(name, "test", 1, folder=invocation.workspace.tasks)
     if invocation.as_json:
         invocation.console.show_json({"valid": True})
     else:

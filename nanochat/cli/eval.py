@@ -59,7 +59,7 @@ def evaluate(
     target = choose_target(invocation, run=found.run.name, overrides=overrides)
     check_evaluation(score, found, target)
     for name in target.settings.eval.tasks:
-        build_task(name, "test", 1)
+        build_task(name, "test", 1, folder=invocation.workspace.tasks)
     if score != "chat":
         check_dataset(invocation, target.settings.data.dataset)
     check_devices(target.settings.runtime.device, cluster)

@@ -140,7 +140,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"{stage}.mixture is empty: there is nothing to train on",
                 f"--set {stage}.mixture=letters:5000,identity",
             )
-        build_mixture(mixture, "train", settings.runtime.seed)
+        build_mixture(mixture, "train", settings.runtime.seed, folder=invocation.workspace.tasks)
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan

@@ -94,7 +94,7 @@ def _score_chat(
     scores: list[Score] = []
     for name in wish.tasks:
         score = evaluate_chat(
-            build_task(name, "test"),
+            build_task(name, "test", folder=job.workspace.tasks),
             model,
             tokenizer,
             max_examples=wish.max_examples,

@@ -35,7 +35,7 @@ def run_finetune(
     checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
-    conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed)
+    conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed, folder=job.workspace.tasks)
     job = fit_batch(job, stage, config, display)
     plan = sketch_finetune(job.settings, stage, world.world_size, config)
     rows = plan.device_batch_size
@@ -109,7 +109,7 @@ def iter_validation(
     job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, rows: int, context: int
 ) -> Iterator[Batch]:
     """One pass over the test examples of the mixture, the same on every rank and however many rows a batch has."""
-    examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed)
+    examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed, folder=job.workspace.tasks)
     with FinetuneLoader(examples, tokenizer, rows, context, seed=0, overlong="truncate") as loader:
         num_rows = loader.num_rows_per_epoch
         for start in range(0, num_rows, rows):

@@ -8,6 +8,7 @@ from pathlib import Path
 from nanochat.errors import UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
 from nanochat.tasks.custom_json import CustomJSONTask
+from nanochat.tasks.gsm8k import GSM8KTask
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
 from nanochat.tasks.spelling import SpellingTask
@@ -23,14 +24,21 @@ TASKS: dict[str, Callable[[Split], Task]] = {
 }
 SIZED = {"letters": LettersTask, "arithmetic": ArithmeticTask, "spelling": SpellingTask, "stories": StoriesTask}
 """Tasks that make as many examples as they are asked for."""
+HUB: dict[str, Callable[[Split, Path | None], Task]] = {
+    "gsm8k": GSM8KTask,
+}
+"""Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
+NAMES = (*TASKS, *HUB)
 
 CUSTOM = "custom:"
 SPEC = re.compile(r"(?P<name>[^:*]+)(?::(?P<stop>\d+))?(?:\*(?P<times>\d+))?")
 CUSTOM_SPEC = re.compile(r"(?P<name>custom:.+?)(?P<stop>)(?:\*(?P<times>\d+))?")
 
 
-def build_task(name: str, split: Split = "train", size: int | None = None) -> Task:
+def build_task(name: str, split: Split = "train", size: int | None = None, *, folder: Path | None = None) -> Task:
     """Make a task by name, or `custom:PATH`. size: how many examples, never more than the task has.
+
+    folder: where downloaded tasks lie (workspace.tasks).
 
     Raises UsageError for a name that does not exist; MissingError and DataError for a file that cannot be read.
     """
@@ -40,10 +48,12 @@ def build_task(name: str, split: Split = "train", size: int | None = None) -> Ta
         return SIZED[name](split, size)
     elif name in TASKS:
         task = TASKS[name](split)
+    elif name in HUB:
+        task = HUB[name](split, folder)
     else:
-        near = difflib.get_close_matches(name, TASKS, n=1)
+        near = difflib.get_close_matches(name, NAMES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"there is no task {name!r}", f"{guess}tasks: {', '.join(TASKS)}, custom:PATH")
+        raise UsageError(f"there is no task {name!r}", f"{guess}tasks: {', '.join(NAMES)}, custom:PATH")
     return task if size is None else TaskSlice(task, 0, size)
 
 
@@ -61,17 +71,19 @@ def parse_spec(spec: str) -> tuple[str, int | None, int]:
     return match["name"], int(match["stop"]) if match["stop"] else None, int(match["times"] or 1)
 
 
-def build_mixture(specs: Sequence[str], split: Split = "train", seed: int = 42) -> TaskMixture:
-    """Make the tasks of a preset's mixture and shuffle their examples together.
+def build_mixture(
+    specs: Sequence[str], split: Split = "train", seed: int = 42, *, folder: Path | None = None
+) -> TaskMixture:
+    """Make the tasks of a preset's mixture and shuffle their examples together. folder: as of build_task.
 
     Raises UsageError for an empty mixture, an entry that cannot be read or a task that does not exist.
     """
     if not specs:
         raise UsageError(
-            "the mixture is empty: there is nothing to train on", f"tasks: {', '.join(TASKS)}, custom:PATH"
+            "the mixture is empty: there is nothing to train on", f"tasks: {', '.join(NAMES)}, custom:PATH"
         )
     tasks: list[Task] = []
     for spec in specs:
         name, stop, times = parse_spec(spec)
-        tasks += [build_task(name, split, stop)] * times
+        tasks += [build_task(name, split, stop, folder=folder)] * times
     return TaskMixture(tasks, seed)
