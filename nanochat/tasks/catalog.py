@@ -3,14 +3,17 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nanochat.errors import UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
+from nanochat.tasks.choice import ARCTask, MMLUTask
 from nanochat.tasks.custom_json import CustomJSONTask
 from nanochat.tasks.gsm8k import GSM8KTask
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
+from nanochat.tasks.smoltalk import SmolTalkTask
 from nanochat.tasks.spelling import SpellingTask
 from nanochat.tasks.stories import StoriesTask
 from nanochat.tasks.task import Split, Task, TaskMixture, TaskSlice
@@ -25,7 +28,11 @@ TASKS: dict[str, Callable[[Split], Task]] = {
 SIZED = {"letters": LettersTask, "arithmetic": ArithmeticTask, "spelling": SpellingTask, "stories": StoriesTask}
 """Tasks that make as many examples as they are asked for."""
 HUB: dict[str, Callable[[Split, Path | None], Task]] = {
+    "mmlu": MMLUTask,
+    "arc-easy": partial(ARCTask, "arc-easy"),
+    "arc-challenge": partial(ARCTask, "arc-challenge"),
     "gsm8k": GSM8KTask,
+    "smoltalk": SmolTalkTask,
 }
 """Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
 NAMES = (*TASKS, *HUB)

@@ -27,8 +27,8 @@ class GSM8KTask(HubTask):
     columns = ("question", "answer")
     max_new_tokens = 512
 
-    def __init__(self, split: Split, folder: Path | None = None, name: str = "gsm8k") -> None:
-        super().__init__(name, TASK_SOURCES[name], split, folder)
+    def __init__(self, split: Split, folder: Path | None = None) -> None:
+        super().__init__("gsm8k", TASK_SOURCES["gsm8k"], split, folder)
 
     def read_row(self, row: dict[str, Any]) -> Conversation:
         return Conversation((user(row["question"].strip()), Message("assistant", split_calls(row["answer"].strip()))))

@@ -30,6 +30,10 @@ class Task(ABC):
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         """Grade what a model said in place of the last message; None where the task is not graded."""
 
+    def letters(self, index: int) -> Sequence[str]:
+        """The answers among which an example of a categorical task is decided."""
+        return ("A", "B", "C", "D")
+
     def __len__(self) -> int:
         return self.num_examples()
 
@@ -60,6 +64,9 @@ class TaskSlice(Task):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         return self.task.evaluate(conversation, completion)
+
+    def letters(self, index: int) -> Sequence[str]:
+        return self.task.letters(self._indices[index])
 
 
 class TaskSequence(Task):
