@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanochat.errors import UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
+from nanochat.tasks.bee import SimpleSpellingTask, SpellingBeeTask
 from nanochat.tasks.choice import ARCTask, MMLUTask
 from nanochat.tasks.custom_json import CustomJSONTask
 from nanochat.tasks.gsm8k import GSM8KTask
@@ -24,8 +25,17 @@ TASKS: dict[str, Callable[[Split], Task]] = {
     "spelling": SpellingTask,
     "identity": IdentityTask,
     "stories": StoriesTask,
+    "spelling-bee": SpellingBeeTask,
+    "simple-spelling": SimpleSpellingTask,
 }
-SIZED = {"letters": LettersTask, "arithmetic": ArithmeticTask, "spelling": SpellingTask, "stories": StoriesTask}
+SIZED = {
+    "letters": LettersTask,
+    "arithmetic": ArithmeticTask,
+    "spelling": SpellingTask,
+    "stories": StoriesTask,
+    "spelling-bee": SpellingBeeTask,
+    "simple-spelling": SimpleSpellingTask,
+}
 """Tasks that make as many examples as they are asked for."""
 HUB: dict[str, Callable[[Split, Path | None], Task]] = {
     "mmlu": MMLUTask,
