@@ -103,7 +103,8 @@ class FinetuneSettings(TrainSettings):
     """Midtraining and supervised fine-tuning."""
 
     mixture: list[str] = []
-    """Tasks as `name`, `name:stop`, or `name*times`, for example `spelling:5000`, `identity*100`."""
+    """Tasks as `name`, `name:stop`, `name:start:stop:step` or `name*times`, for example `spelling:5000`,
+    `gsm8k:0:7000:2`, `identity*100`; your own as `custom:FILE.jsonl` or `FILE.py:Class`."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the mixture where num_steps is unset."""
     overlong: Literal["drop", "truncate", "error"] = "truncate"
@@ -126,7 +127,7 @@ class EvalSettings(Section):
     """Evaluation after training."""
 
     tasks: list[str] = []
-    """Chat tasks to score, by name."""
+    """Chat tasks to score, by name; your own as `FILE.py:Class`."""
     max_examples: int = Field(default=400, ge=1)
     """Examples of one task."""
     max_new_tokens: int = Field(default=256, ge=1)

@@ -1,15 +1,17 @@
 """Tasks by name: what `sft.mixture` and `eval.tasks` of a preset mean."""
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from nanochat.errors import UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
-from nanochat.tasks.choices import ARCTask, MMLUTask
+from nanochat.tasks.bee import SimpleSpellingTask, SpellingBeeTask
+from nanochat.tasks.choice import ARCTask, MMLUTask
+from nanochat.tasks.custom_class import CLASS_NAME, build_custom_class
 from nanochat.tasks.custom_json import CustomJSONTask
+from nanochat.tasks.entry import CUSTOM, parse_spec
 from nanochat.tasks.gsm8k import GSM8KTask
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
@@ -24,30 +26,36 @@ TASKS: dict[str, Callable[[Split], Task]] = {
     "spelling": SpellingTask,
     "identity": IdentityTask,
     "stories": StoriesTask,
+    "spelling-bee": SpellingBeeTask,
+    "simple-spelling": SimpleSpellingTask,
 }
-SIZED = {"letters": LettersTask, "arithmetic": ArithmeticTask, "spelling": SpellingTask, "stories": StoriesTask}
+SIZED = {
+    "letters": LettersTask,
+    "arithmetic": ArithmeticTask,
+    "spelling": SpellingTask,
+    "stories": StoriesTask,
+    "spelling-bee": SpellingBeeTask,
+    "simple-spelling": SimpleSpellingTask,
+}
 """Tasks that make as many examples as they are asked for."""
-
-HUB_TASKS: dict[str, Callable[[Split, Path | None], Task]] = {
+HUB: dict[str, Callable[[Split, Path | None], Task]] = {
     "mmlu": MMLUTask,
     "arc-easy": partial(ARCTask, "arc-easy"),
     "arc-challenge": partial(ARCTask, "arc-challenge"),
     "gsm8k": GSM8KTask,
     "smoltalk": SmolTalkTask,
 }
-"""Tasks whose rows `nanochat download tasks` brings."""
-NAMES = (*TASKS, *HUB_TASKS)
-
-CUSTOM = "custom:"
-SPEC = re.compile(r"(?P<name>[^:*]+)(?::(?P<stop>\d+))?(?:\*(?P<times>\d+))?")
-CUSTOM_SPEC = re.compile(r"(?P<name>custom:.+?)(?P<stop>)(?:\*(?P<times>\d+))?")
+"""Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
+NAMES = (*TASKS, *HUB)
 
 
 def build_task(name: str, split: Split = "train", size: int | None = None, *, folder: Path | None = None) -> Task:
-    """Make a task by name, or `custom:PATH`. size: how many examples, never more than the task has.
+    """Make a task by name, `custom:PATH`, `FILE.py:Class` or `module:Class`.
 
-    folder: where the files of hub tasks lie. Raises UsageError for a name that does not exist; MissingError and
-    DataError for a file that cannot be read.
+    size: how many examples; never more than the task has, where they are not made here. folder: where downloaded tasks
+    lie (workspace.tasks).
+
+    Raises UsageError for a name that does not exist; MissingError and DataError for a file that cannot be read.
     """
     if name.startswith(CUSTOM):
         task = CustomJSONTask(Path(name.removeprefix(CUSTOM)).expanduser())
@@ -55,55 +63,62 @@ def build_task(name: str, split: Split = "train", size: int | None = None, *, fo
         return SIZED[name](split, size)
     elif name in TASKS:
         task = TASKS[name](split)
-    elif name in HUB_TASKS:
-        task = HUB_TASKS[name](split, folder)
+    elif name in HUB:
+        task = HUB[name](split, folder)
+    elif CLASS_NAME.fullmatch(name):
+        task = build_custom_class(name, split)
     else:
         near = difflib.get_close_matches(name, NAMES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"there is no task {name!r}", f"{guess}tasks: {', '.join(NAMES)}, custom:PATH")
+        raise UsageError(f"there is no task {name!r}", f"{guess}tasks: {', '.join(NAMES)}, custom:PATH, FILE.py:Class")
     return task if size is None else TaskSlice(task, 0, size)
 
 
 def check_task(name: str) -> None:
     """Raise what `build_task` would, but do not look for the files of a hub task: they may not be here yet."""
-    if name not in HUB_TASKS:
+    if name not in HUB:
         build_task(name, "test", 1)
 
 
 def check_mixture(specs: Sequence[str]) -> None:
     """Raise what `build_mixture` would, but do not look for the files of hub tasks."""
-    local = [spec for spec in specs if parse_spec(spec)[0] not in HUB_TASKS]
+    local = [spec for spec in specs if parse_spec(spec).name not in HUB]
     if local or not specs:
         build_mixture(local)
 
 
-def parse_spec(spec: str) -> tuple[str, int | None, int]:
-    """Split a mixture's entry into name, number of examples (None: all) and repetitions.
+def build_entry(spec: str, split: Split = "train", *, folder: Path | None = None) -> Task:
+    """Make the part of a task that a mixture's entry asks for, once. folder: as of build_task.
 
-    >>> parse_spec("letters:5000"), parse_spec("identity*100"), parse_spec("custom:a.jsonl*2")
-    (('letters', 5000, 1), ('identity', None, 100), ('custom:a.jsonl', None, 2))
+    A part counts training examples; of the test examples it takes as many, from the first.
+
+    Raises UsageError where it cannot be read or there is no such task or part.
     """
-    match = (CUSTOM_SPEC if spec.startswith(CUSTOM) else SPEC).fullmatch(spec.strip())
-    if not match or match["stop"] == "0" or match["times"] == "0":
-        raise UsageError(
-            f"mixture entry {spec!r} is not NAME, NAME:STOP or NAME*TIMES", "for example letters:5000 or identity*100"
-        )
-    return match["name"], int(match["stop"]) if match["stop"] else None, int(match["times"] or 1)
+    entry = parse_spec(spec)
+    if split == "test":
+        return build_task(entry.name, split, entry.count, folder=folder)
+    task = build_task(entry.name, split, entry.part.stop, folder=folder)
+    if entry.part.start is None and entry.part.step is None:
+        return task
+    part = TaskSlice(task, entry.part.start, None, entry.part.step)
+    if not len(part):
+        raise UsageError(f"{spec} is empty: the task has {len(task):,} examples", f"{entry.name}:{len(task)}")
+    return part
 
 
 def build_mixture(
     specs: Sequence[str], split: Split = "train", seed: int = 42, *, folder: Path | None = None
 ) -> TaskMixture:
-    """Make the tasks of a preset's mixture and shuffle their examples together.
+    """Make the tasks of a preset's mixture and shuffle their examples together. folder: as of build_task.
 
     Raises UsageError for an empty mixture, an entry that cannot be read or a task that does not exist.
     """
     if not specs:
         raise UsageError(
-            "the mixture is empty: there is nothing to train on", f"tasks: {', '.join(NAMES)}, custom:PATH"
+            "the mixture is empty: there is nothing to train on",
+            f"tasks: {', '.join(NAMES)}, custom:PATH, FILE.py:Class",
         )
     tasks: list[Task] = []
     for spec in specs:
-        name, stop, times = parse_spec(spec)
-        tasks += [build_task(name, split, stop, folder=folder)] * times
+        tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
     return TaskMixture(tasks, seed)

@@ -1,65 +1,72 @@
-"""GSM8K: word problems whose calculations become tool calls. Source: Cobbe et al. 2021, `openai/gsm8k` on the hub.
+"""GSM8K: word problems of primary school, solved in steps with a calculator. Source: Cobbe et al. 2021.
 
-A solution marks each calculation, `48/2 = <<48/2=24>>24`, and ends with `#### 72`.
+`Natalia sold 48/2 = <<48/2=24>>24 clips.` becomes the text `Natalia sold 48/2 = `, a call of the calculator with
+`48/2`, its output `24` and the text `24 clips.`; the last line `#### 72` is the answer.
 """
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-from nanochat.conversation import Conversation, PartKind, assistant, user
-from nanochat.tasks.hub import HubRows
-from nanochat.tasks.task import Split, Task
+from nanochat.conversation import Conversation, Message, Part, user
+from nanochat.sources import TASK_SOURCES
+from nanochat.tasks.hub import HubTask
+from nanochat.tasks.task import Split
 
-CALCULATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
-FINAL = re.compile(r"####\s*\$?\s*(-?\$?[\d,]*\.?\d+)")
+CALL = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
+NUMBER = re.compile(
+    "(?P<minus>(?<![\\w.)])[-\u2212])?(?:\\$ ?(?P<inner>[-\u2212])?)?"
+    r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
+)
 
 
-class GSM8KTask(Task):
-    """Solve a word problem with the calculator; graded by the number after `####`."""
+class GSM8KTask(HubTask):
+    """Solve a word problem by calling the calculator. Graded by the final number."""
 
-    name = "gsm8k"
+    columns = ("question", "answer")
+    max_new_tokens = 512
 
     def __init__(self, split: Split, folder: Path | None = None) -> None:
-        self.rows = HubRows("gsm8k", split, ("question", "answer"), folder)
+        super().__init__("gsm8k", TASK_SOURCES["gsm8k"], split, folder)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
+    def read_row(self, row: dict[str, Any]) -> Conversation:
+        return Conversation((user(row["question"].strip()), Message("assistant", split_calls(row["answer"].strip()))))
 
     def example(self, index: int) -> Conversation:
-        row = self.rows[index]
-        return Conversation((user(row["question"].strip()), assistant(*parse_solution(row["answer"].strip()))))
+        return self.read(index)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        right = final_number(conversation.messages[-1].text)
-        return right is not None and final_number(completion) == right
+        said = final_number(completion)
+        return said is not None and said == final_number(conversation.messages[-1].text)
 
 
-def parse_solution(text: str) -> list[str | tuple[PartKind, str]]:
-    """Turn the marked calculations of a solution into tool calls and their answers.
+def split_calls(answer: str) -> tuple[Part, ...]:
+    """Turn the annotations of an answer into parts.
 
-    >>> parse_solution("It is 48/2 = <<48/2=24>>24.")
-    ['It is 48/2 = ', ('python', '48/2'), ('python_output', '24'), '24.']
+    >>> [(part.kind, part.text) for part in split_calls("It is 6*7 = <<6*7=42>>42. #### 42")]
+    [('text', 'It is 6*7 = '), ('python', '6*7'), ('python_output', '42'), ('text', '42. #### 42')]
     """
-    parts: list[str | tuple[PartKind, str]] = []
+    parts: list[Part] = []
     end = 0
-    for match in CALCULATION.finditer(text):
+    for match in CALL.finditer(answer):
         if match.start() > end:
-            parts.append(text[end : match.start()])
-        parts.append(("python", match[1].strip()))
-        parts.append(("python_output", match[2].strip()))
+            parts.append(Part("text", answer[end : match.start()]))
+        parts += [Part("python", match[1].strip()), Part("python_output", match[2].strip())]
         end = match.end()
-    return parts + ([text[end:]] if end < len(text) else [])
+    return (*parts, Part("text", answer[end:])) if end < len(answer) else tuple(parts)
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`; None where there is none.
+    """The number after the last `####`, or the last number of text where none stands there.
 
-    >>> final_number("#### 1,200"), final_number("#### $-7.50."), final_number("so it is 12")
-    (Decimal('1200'), Decimal('-7.50'), None)
+    >>> final_number("so 3 are left. #### $1,234.50."), final_number("That makes -$12."), final_number("none")
+    (Decimal('1234.50'), Decimal('-12'), None)
     """
-    found = FINAL.findall(text)
-    try:
-        return Decimal(found[-1].replace(",", "").replace("$", "")) if found else None
-    except InvalidOperation:
+    _, marker, after = text.rpartition("####")
+    found = list(NUMBER.finditer(after))[:1] if marker else []
+    found = found or list(NUMBER.finditer(text))[-1:]
+    if not found:
         return None
+    value = Decimal(found[0]["digits"].replace(",", ""))
+    return -value if found[0]["minus"] or found[0]["inner"] else value

@@ -1,106 +1,175 @@
-"""Rows of hub files by number. Knows where a file lies (sources.py) and nothing of what is in a row.
+"""Rows of a hub data set: parquet files under `folder/<repo>/`, in the order of their names. Downloads nothing.
 
-A shuffled mixture asks for rows in any order, which parquet cannot give without decoding a whole row group each time.
-So each file is written once more beside itself as uncompressed Arrow (`.NAME.arrow`) and mapped: all processes of a
-machine share its pages. Where the folder cannot be written, or its disk is full, the rows are held in memory instead.
+Parquet is read row group by row group, which is slow in any other order than the file's. So each file is written once
+more beside itself in Arrow's format and mapped into memory: any row costs the same, and processes share the pages.
 """
 
-import contextlib
 import os
+import re
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nanochat.errors import DataError, MissingError
-from nanochat.sources import TASK_SOURCES
+from nanochat.sources import HubSource
+from nanochat.tasks.task import Split, Task
 
+DOWNLOAD = "nanochat download tasks"
+REPAIR = "nanochat download verify --repair"
 BATCH_ROWS = 4_096
-ORIGIN = b"nanochat.origin"
+"""Rows that are decoded together while a file is rewritten: tens of megabytes of conversations."""
+NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
-class HubRows:
-    """Rows of one split of a task's files, as dictionaries with the named columns.
+class HubRows(Sequence[dict[str, Any]]):
+    """The rows of one split as dictionaries of the columns asked for; none of their values is null.
 
-    folder: where hub repositories lie (`workspace.tasks`). Raises MissingError where no file is there, DataError where
-    one cannot be read or lacks a column.
+    A file may nest its columns in one struct column, as MMLU's auxiliary_train does.
+
+    Raises MissingError where files are not there, and DataError where one is damaged or lacks a column.
     """
 
-    def __init__(self, task: str, split: str, columns: Sequence[str], folder: Path | None) -> None:
-        source = TASK_SOURCES[task]
-        pattern = source.pattern(split)
-        paths = sorted((folder / source.repo).glob(pattern)) if folder is not None else []
-        if not paths:
-            raise MissingError(
-                f"{source.repo}/{pattern} is not downloaded{f' to {folder}' if folder else ''}",
-                f"nanochat download tasks {task}",
-            )
-        self._tables = [_load_table(path, columns, task) for path in paths]
-        self._ends = list(accumulate(table.num_rows for table in self._tables))
+    def __init__(self, folder: Path | None, source: HubSource, split: Split, columns: Sequence[str]) -> None:
+        self.paths = find_files(folder, source, split)
+        self.columns = tuple(columns)
+        tables = [load_rows(path, self.columns) for path in self.paths]
+        self._batches = [(path, batch) for path, table in zip(self.paths, tables, strict=True) for batch in table]
+        self._ends = list(accumulate(batch.num_rows for _, batch in self._batches))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = bisect_right(self._ends, index)
-        start = self._ends[place - 1] if place else 0
-        return self._tables[place].slice(index - start, 1).to_pylist()[0]
+        number = bisect_right(self._ends, index)
+        path, batch = self._batches[number]
+        place = index - (self._ends[number] - batch.num_rows)
+        row = {name: batch.column(name)[place].as_py() for name in self.columns}
+        for name, value in row.items():
+            if value is None:
+                raise DataError(f"row {index} of {path.parent} has no {name!r}", REPAIR)
+        return row
 
 
-def _load_table(path: Path, columns: Sequence[str], task: str) -> pa.Table:
-    hint = f"nanochat download verify --repair  # or remove it, then: nanochat download tasks {task}"
+class HubTask(Task):
+    """A task whose examples are rows of a hub data set."""
+
+    columns: tuple[str, ...]
+
+    def __init__(self, name: str, source: HubSource, split: Split, folder: Path | None) -> None:
+        self.name = name
+        self.rows = HubRows(folder, source, split, self.columns)
+
+    def num_examples(self) -> int:
+        return len(self.rows)
+
+    @abstractmethod
+    def read_row(self, row: dict[str, Any]) -> Any:
+        """What a row means. Raises ValueError, TypeError or LookupError for one that means nothing."""
+
+    def read(self, index: int) -> Any:
+        """What row `index` means. Raises DataError where it means nothing."""
+        try:
+            return self.read_row(self.rows[index])
+        except (ValueError, TypeError, LookupError) as error:
+            raise DataError(f"{self.name}: row {index} of {self.rows.paths[0].parent}: {error}", REPAIR) from error
+
+
+def find_files(folder: Path | None, source: HubSource, split: Split) -> list[Path]:
+    """The files of a split by name. Raises MissingError where there is none, or not all of those that are numbered."""
+    pattern = source.pattern(split)
+    if folder is None:
+        raise MissingError(f"{source.repo} is a downloaded data set, and no folder of such was named", DOWNLOAD)
+    paths = sorted((folder / source.repo).glob(pattern))
+    if not paths:
+        raise MissingError(f"there is no {pattern} of {source.repo} in {folder}", DOWNLOAD)
+    numbered = [match for match in (NUMBERED.search(path.name) for path in paths) if match]
+    if numbered:
+        have, expected = {int(match[1]) for match in numbered}, max(int(match[2]) for match in numbered)
+        if lacking := sorted(set(range(expected)) - have):
+            shown = ", ".join(f"{number:05d}" for number in lacking[:5])
+            raise MissingError(
+                f"{len(lacking)} of the {expected} files {pattern} of {source.repo} are not in {folder}: {shown}",
+                DOWNLOAD,
+            )
+    return paths
+
+
+def load_rows(path: Path, columns: Sequence[str]) -> list[Any]:
+    """The Arrow batches of a parquet file: mapped, or in memory where the folder cannot be written to.
+
+    Raises DataError where the file is damaged or lacks a column.
+    """
+    import pyarrow as pa
+
     try:
-        found = path.stat()
-        origin = f"{found.st_size} {found.st_mtime_ns} {' '.join(columns)}".encode()
-        mapped = path.with_name(f".{path.name}.arrow")
-        with contextlib.suppress(OSError, pa.ArrowInvalid):
-            table = _map_table(mapped)
-            if (table.schema.metadata or {}).get(ORIGIN) == origin:
-                return table
-        with contextlib.suppress(OSError):
-            _write_table(path, mapped, columns, origin)
-            return _map_table(mapped)
-        return pa.Table.from_batches(list(_iter_batches(pq.ParquetFile(path), columns)))
-    except KeyError as error:
-        raise DataError(f"{path} has no column {error}", hint) from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint) from error
+        stat = path.stat()
+        identity = f"{stat.st_size} {stat.st_mtime_ns} {' '.join(columns)}".encode()
+        cache = path.with_name(f".{path.name}.arrow")
+        if (found := _open_cache(cache, identity)) is not None:
+            return found
+        schema, batches = _read_parquet(path, columns)
+        marked = schema.with_metadata({b"nanochat": identity})
+        temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+        try:
+            with pa.ipc.new_file(str(temporary), marked) as writer:
+                for batch in batches:
+                    writer.write_batch(batch.cast(marked) if batch.schema != marked else batch)
+            temporary.replace(cache)
+        except OSError:  # read-only or full: the same rows, only not shared; a parquet file that fails, fails again
+            return list(_read_parquet(path, columns)[1])
+        finally:
+            _remove(temporary)
+        found = _open_cache(cache, identity)
+        return list(_read_parquet(path, columns)[1]) if found is None else found
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}", REPAIR) from error
 
 
-def _map_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+def _open_cache(cache: Path, identity: bytes) -> list[Any] | None:
+    """The mapped batches; None where the file is absent, damaged or of another parquet file."""
+    import pyarrow as pa
 
-
-def _write_table(path: Path, mapped: Path, columns: Sequence[str], origin: bytes) -> None:
-    temporary = mapped.with_name(f"{mapped.name}.{os.getpid()}")
     try:
-        with pq.ParquetFile(path) as file:
-            writer = None
-            with temporary.open("wb") as sink:
-                for batch in _iter_batches(file, columns):
-                    writer = writer or pa.ipc.new_file(sink, batch.schema.with_metadata({ORIGIN: origin}))
-                    writer.write_batch(batch.replace_schema_metadata({ORIGIN: origin}))
-                if writer is None:
-                    raise pa.ArrowInvalid("it has no rows")
-                writer.close()
-        temporary.replace(mapped)  # two processes may write it at once: both write the same
-    finally:
-        temporary.unlink(missing_ok=True)
+        reader = pa.ipc.open_file(pa.memory_map(str(cache)))
+        if (reader.schema.metadata or {}).get(b"nanochat") != identity:
+            return None
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    except (OSError, pa.ArrowException):
+        return None
 
 
-def _iter_batches(file: pq.ParquetFile, columns: Sequence[str]):
-    """Batches of the named columns; a file whose one column is a struct (MMLU's training split) has its fields."""
-    for batch in file.iter_batches(BATCH_ROWS):
-        if batch.num_columns == 1 and pa.types.is_struct(batch.schema.field(0).type):
-            batch = pa.RecordBatch.from_struct_array(batch.column(0))
-        for name in columns:
-            if name not in batch.schema.names:
-                raise KeyError(name)
-        yield batch.select(list(columns))
+def _read_parquet(path: Path, columns: Sequence[str]) -> tuple[Any, Any]:
+    """The schema of the columns and an iterator over their batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    schema = file.schema_arrow
+    nested = None
+    if len(schema) == 1 and pa.types.is_struct(schema.field(0).type) and schema.field(0).name not in columns:
+        nested = schema.field(0).name
+        schema = pa.schema(list(schema.field(0).type))
+    if lacking := [name for name in columns if name not in schema.names]:
+        raise DataError(
+            f"{path} has no column {', '.join(map(repr, lacking))}; it has {', '.join(schema.names)}", REPAIR
+        )
+    chosen = pa.schema([schema.field(name) for name in columns])
+
+    def iter_batches() -> Any:
+        for batch in file.iter_batches(BATCH_ROWS, columns=None if nested else list(columns)):
+            flat = pa.RecordBatch.from_struct_array(batch.column(0)) if nested else batch
+            yield pa.RecordBatch.from_arrays([flat.column(name) for name in columns], schema=chosen)
+
+    return chosen, iter_batches()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass

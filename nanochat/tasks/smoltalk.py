@@ -1,31 +1,30 @@
-"""SmolTalk: general conversations. Source: `HuggingFaceTB/smol-smoltalk` on the hub (Allal et al. 2025)."""
+"""SmolTalk: conversations about everything, written by larger models. Source: Allal et al. 2025."""
 
 from pathlib import Path
+from typing import Any
 
 from nanochat.conversation import Conversation, parse_conversation
-from nanochat.errors import DataError
-from nanochat.tasks.hub import HubRows
-from nanochat.tasks.task import Split, Task
+from nanochat.sources import TASK_SOURCES
+from nanochat.tasks.hub import HubTask
+from nanochat.tasks.task import Split
 
 
-class SmolTalkTask(Task):
-    """Conversations of several turns, some with a system message. Not graded."""
+class SmolTalkTask(HubTask):
+    """General conversation, of several turns. Not graded."""
 
-    name = "smoltalk"
+    columns = ("messages",)
 
     def __init__(self, split: Split, folder: Path | None = None) -> None:
-        self.rows = HubRows("smoltalk", split, ("messages",), folder)
+        super().__init__("smoltalk", TASK_SOURCES["smoltalk"], split, folder)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
+    def read_row(self, row: dict[str, Any]) -> Conversation:
+        conversation = parse_conversation(row["messages"])
+        if conversation.messages[-1].role != "assistant":
+            raise ValueError("the conversation ends with the user")
+        return conversation
 
     def example(self, index: int) -> Conversation:
-        try:
-            return parse_conversation(self.rows[index])
-        except ValueError as error:
-            raise DataError(
-                f"row {index} of smoltalk is no conversation: {error}", "nanochat download verify --repair"
-            ) from error
+        return self.read(index)
 
     def evaluate(self, conversation: Conversation, completion: str) -> None:
         return None

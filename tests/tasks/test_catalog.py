@@ -5,7 +5,8 @@ import pytest
 
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
-from nanochat.tasks.catalog import build_mixture, build_task, parse_spec
+from nanochat.tasks.catalog import build_entry, build_mixture, build_task, check_mixture, check_task
+from nanochat.tasks.entry import parse_spec
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
 from nanochat.tasks.task import TaskMixture, TaskSequence, TaskSlice
@@ -38,14 +39,48 @@ def test_a_mixture_holds_every_example_of_every_task_and_interleaves() -> None:
 def test_a_specification_slices_and_repeats() -> None:
     mixture = build_mixture(["letters:30", "identity*3", "arithmetic:10*2"])
     assert len(mixture) == 30 + 3 * len(IdentityTask("train")) + 20
-    assert parse_spec("letters:5*2") == ("letters", 5, 2)
+    assert parse_spec("letters:5*2") == ("letters", slice(None, 5), 2)
+    assert parse_spec("custom:a b.jsonl:10:20") == ("custom:a b.jsonl", slice(10, 20), 1)
+    assert parse_spec("a.b:Mine::50:2*3") == ("a.b:Mine", slice(None, 50, 2), 3)
     assert len(build_task("letters", "test", 7)) == 7 and len(build_task("identity", "test", 7)) == 7
 
 
-@pytest.mark.parametrize("spec", ["", "letters:", "letters:0", "letters*0", "letters*x", "a:b:c", "letters:-1", ":5"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "letters:",
+        "letters:0",
+        "letters*0",
+        "letters*x",
+        "a:b:c:5:x",
+        "letters:-1",
+        ":5",
+        "letters:5:5",
+        "letters:1:9:0",
+        "letters:1:2:3:4",
+    ],
+)
 def test_a_specification_that_cannot_be_read_is_said(spec: str) -> None:
     with pytest.raises(UsageError, match="is not NAME, NAME:STOP or NAME"):
         build_mixture([spec])
+
+
+@pytest.mark.parametrize("part", ["3:9", "3:", "::4", ":9:2", "2:40:7"])
+def test_a_part_is_a_python_slice(part: str) -> None:
+    numbers = [int(text) if text else None for text in part.split(":")]
+    whole = list(IdentityTask("train"))
+    assert list(build_entry(f"identity:{part}")) == whole[slice(*numbers)]
+
+
+def test_a_part_of_the_test_examples_is_as_many_of_them() -> None:
+    assert list(build_entry("identity:100:120:2", "test")) == list(IdentityTask("test"))[:10]
+    assert len(build_entry("letters:900:1000", "test")) == 100
+
+
+def test_a_part_beyond_the_end_is_said() -> None:
+    with pytest.raises(UsageError, match="identity:9000:9500 is empty: the task has 286 examples"):
+        build_mixture(["identity:9000:9500"])
 
 
 def test_an_unknown_task_gets_a_suggestion() -> None:
@@ -86,3 +121,16 @@ def test_a_bad_line_is_named(tmp_path: Path, data: bytes, said: str) -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no file"):
         build_task(f"custom:{tmp_path / 'none.jsonl'}")
+
+
+def test_files_of_the_hub_are_not_looked_for_when_only_the_wish_is_checked(tmp_path: Path) -> None:
+    check_mixture(["gsm8k:100*2", "letters:3", "mmlu"])
+    check_task("arc-easy")
+    with pytest.raises(UsageError, match="no task 'leters'"):
+        check_mixture(["gsm8k", "leters"])
+    with pytest.raises(UsageError, match="no task 'gsm8k:5'"):
+        check_task("gsm8k:5")
+    with pytest.raises(UsageError, match="empty"):
+        check_mixture([])
+    with pytest.raises(MissingError, match="nanochat download tasks|openai/gsm8k"):
+        build_mixture(["letters:3", "gsm8k"], folder=tmp_path)

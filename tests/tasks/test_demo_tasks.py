@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from nanochat.tasks.arithmetic import ArithmeticTask
+from nanochat.tasks.bee import SpellingBeeTask
 from nanochat.tasks.catalog import TASKS, build_task
 from nanochat.tasks.demo import KINDS, generate_documents
 from nanochat.tasks.identity import ANSWERS, IdentityTask
@@ -41,7 +42,7 @@ def test_examples_are_the_same_every_time_and_their_own_answer_is_right(name: st
         task[len(task)]
 
 
-@pytest.mark.parametrize("name", ["letters", "arithmetic", "spelling", "identity"])
+@pytest.mark.parametrize("name", ["letters", "arithmetic", "spelling", "identity", "spelling-bee", "simple-spelling"])
 @pytest.mark.parametrize("wrong", ["", "I do not know.", "The answer is 123456789.", "x"])
 def test_wrong_answers_are_wrong(name: str, wrong: str) -> None:
     task = build_task(name, "test")
@@ -49,7 +50,7 @@ def test_wrong_answers_are_wrong(name: str, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("kind", [LettersTask, ArithmeticTask])
+@pytest.mark.parametrize("kind", [LettersTask, ArithmeticTask, SpellingBeeTask])
 def test_the_calculator_gives_what_the_tool_calls_expect(kind, split) -> None:
     for conversation in kind(split, 500):
         call, output = tool_call(conversation)
