@@ -273,7 +273,7 @@ def sketch_rl(settings: Settings, world_size: int = 1, config: GPTConfig | None 
         raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
     if wish.max_new_tokens >= config.context:
         raise UsageError(
-            f"rl.max_new_tokens = {wish.max_new_tokens} leaves no room for a question in model.context = {config.context}",
+            f"rl.max_new_tokens = {wish.max_new_tokens} leaves no room for a question: the context is {config.context}",
             f"--set rl.max_new_tokens={max(1, config.context // 2)}",
         )
     total_tokens, name = plan_total_tokens(settings, "rl")

@@ -51,8 +51,9 @@ def validate(
     cluster: Cluster = ALONE,
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
-    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import build_mixture, build_task
+    from nanochat.tasks.graded import check_graded
 
     settings, _ = resolve(invocation, preset, config, overrides, run)
     plan_base(settings, cluster.world_size)
@@ -60,6 +61,9 @@ def validate(
         sketch_finetune(settings, stage, cluster.world_size)
         if mixture := getattr(settings, stage).mixture:
             build_mixture(mixture, "train", settings.runtime.seed)
+    if settings.rl.task is not None:
+        sketch_rl(settings, cluster.world_size)
+        check_graded(settings.rl.task)
     for name in settings.eval.tasks:
         build_task(name, "test", 1)
     if invocation.as_json:

@@ -99,11 +99,11 @@ def list_scores(run: RunPaths) -> list[dict[str, Any]]:
     return scores
 
 
-def are_scores_done(run: RunPaths, tasks: list[str]) -> bool:
-    """Whether the final sft model has its bits per byte and all chat tasks."""
-    step = read_result(run, "sft").get("step")
+def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
+    """Whether the final model of a stage has its bits per byte and all chat tasks."""
+    step = read_result(run, stage).get("step")
     names = {
-        score.get("name") for score in list_scores(run) if score.get("stage") == "sft" and score.get("step") == step
+        score.get("name") for score in list_scores(run) if score.get("stage") == stage and score.get("step") == step
     }
     return {"bpb", *tasks} <= names
 

@@ -12,7 +12,8 @@ from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.errors import MissingError
 
-STAGES = ("tokenizer", "base", "mid", "sft")
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")
+"""In their order; rl only where there is an rl.task."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,9 +29,12 @@ def run_pipeline(
     cluster: Cluster = ALONE,
     track: Track = None,
 ) -> int:
-    """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, report. Finished stages are skipped."""
+    """Run the whole pipeline: data, tokenizer, base, mid, sft, rl, eval, report. Finished stages are skipped."""
+    from nanochat.tasks.graded import build_graded
+
     target = choose_target(invocation, preset, config, add_track(overrides, track), run)
-    for stage in STAGES[1:]:  # everything is checked before anything is started
+    stages = list_stages(target)
+    for stage in stages[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
         raise MissingError(
@@ -39,12 +43,14 @@ def run_pipeline(
         )
     if not invocation.dry_run and not all(is_done(target.run, stage) for stage in STAGES[:2]):
         check_dataset(invocation, target.settings.data.dataset)
+    if not invocation.dry_run and "rl" in stages and not is_done(target.run, "rl"):
+        build_graded(target.settings.rl.task or "")
     code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
     written = write_report(target.run) if cluster.node_rank == 0 else ()
     if invocation.as_json:
-        results = {stage: read_result(target.run, stage) for stage in STAGES}
+        results = {stage: read_result(target.run, stage) for stage in stages}
         invocation.console.show_json(
             {"run": target.run.name, **results, "scores": list_scores(target.run), "report": [str(p) for p in written]}
         )
@@ -55,14 +61,20 @@ def run_pipeline(
     return 0
 
 
+def list_stages(target: Target) -> tuple[str, ...]:
+    """The stages of this run, in their order."""
+    return STAGES if target.settings.rl.task is not None else STAGES[:-1]
+
+
 def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
-    """Tokenizer, base, mid, sft and eval in order, up to the first that fails; returns its exit code."""
+    """Tokenizer, base, mid, sft, rl and eval in order, up to the first that fails; returns its exit code."""
     trained, again = False, ("run", "--run", target.run.name)
-    for stage in STAGES:
+    stages = list_stages(target)
+    for stage in stages:
         if is_done(target.run, stage):
             invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
             continue
-        following = (*STAGES, "eval")[STAGES.index(stage) + 1]
+        following = (*stages, "eval")[stages.index(stage) + 1]
         if stage == "tokenizer":
             code = start(stage, invocation, target, again=again, following=following)
         else:
@@ -71,7 +83,7 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
             return code
         trained = True
         target = target.written()
-    if not trained and are_scores_done(target.run, target.settings.eval.tasks):
+    if not trained and are_scores_done(target.run, target.settings.eval.tasks, stages[-1]):
         invocation.console.say("eval is done, skipped")
         return 0
     return start("evaluate", invocation, target, cluster, again=again)

@@ -13,11 +13,11 @@ from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
 from nanochat.errors import UsageError
-from nanochat.paths import RunPaths
+from nanochat.paths import TRAIN_STAGES, RunPaths
 
 app = new_group("See and remove runs.")
 
-STAGES = ("tokenizer", "base", "mid", "sft")
+STAGES = ("tokenizer", *TRAIN_STAGES)
 Run = Annotated[str | None, typer.Argument(help="The run; default: the newest.")]
 
 
@@ -42,7 +42,7 @@ def list_runs(invocation: Invocation) -> None:
         )
         for run in found
     ]
-    invocation.console.show(format_table(rows, ("run", "preset", *STAGES, "size", "changed"), right=[6]))
+    invocation.console.show(format_table(rows, ("run", "preset", *STAGES, "size", "changed"), right=[7]))
 
 
 @command(app, "show", "nanochat runs show demo")

@@ -37,7 +37,7 @@ def compute_advantages(rewards: Sequence[float]) -> list[float]:
 def build_policy_batches(
     rows: Sequence[PolicyRow], max_tokens: int, pad_id: int, rank: int = 0, world_size: int = 1
 ) -> list[WeightedBatch]:
-    """This rank's micro-batches of a step, of at most max_tokens each, longest rows first; [] where no row has a signal.
+    """This rank's micro-batches of a step, of at most max_tokens each, longest rows first; [] without any signal.
 
     The loop divides the summed loss by the number of targets. Rows with an advantage of 0 have no gradient and are left
     out, but their tokens count in the mean: the weights carry the share that is left. So the loss is

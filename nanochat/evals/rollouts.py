@@ -158,9 +158,9 @@ def _answer(
 
 
 def measure_pass_at_k(groups: Sequence[Group]) -> dict[str, float]:
-    """`pass_at_1`, `pass_at_2`, `pass_at_4`, ... up to all answers, means over the questions; and the error of the first.
+    """`pass_at_1`, `pass_at_2`, `pass_at_4`, ... up to all answers, as means over the questions.
 
-    pass_at_1_stderr is that of the mean over questions.
+    pass_at_1_stderr is the standard error of that mean.
     """
     num_samples = len(groups[0].rollouts)
     ks = sorted({2**power for power in range(num_samples.bit_length())} | {num_samples})

@@ -26,6 +26,7 @@ from nanochat.stages.rollout_facts import describe_groups
 from nanochat.tasks.graded import build_graded
 from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.loop import TrainState
+from nanochat.training.metrics import MetricsFile
 from nanochat.training.rollout_files import RolloutFiles
 
 
@@ -87,8 +88,11 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
     def describe() -> dict[str, Any]:
         if practice.without_signal:
             display.say(f"{practice.without_signal:,} of {practice.step:,} steps had no gradient and changed nothing")
+        scores = MetricsFile(job.run.stage("rl").metrics).values("pass_at_1")
         return {
             "task": wish.task,
+            "pass_at_1_before": scores.get(0),
+            "pass_at_1": scores.get(plan.num_steps),
             "questions": len(numbers),
             "too_long": task.num_examples() - len(numbers),
             "without_signal": practice.without_signal,

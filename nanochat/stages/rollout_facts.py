@@ -1,4 +1,4 @@
-"""What a step's sampled answers say: numbers for the metrics, lines for people, and warnings when practice goes wrong."""
+"""What the answers of a step say: numbers for the metrics, a line for each, warnings where practice goes wrong."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,15 +48,11 @@ def list_records(step: int, task: Task, groups: Sequence[Group]) -> list[dict[st
                     "reward": rollout.reward,
                     "advantage": round(advantage, 6),
                     "tokens": rollout.num_tokens,
-                    "forced": len(rollout.ids) - sum(rollout.chosen) - _prompt_tokens(rollout),
+                    "forced": rollout.num_tokens - sum(rollout.chosen),
                     "truncated": rollout.truncated,
                 }
             )
     return records
-
-
-def _prompt_tokens(rollout) -> int:
-    return len(rollout.ids) - rollout.num_tokens
 
 
 class Watch:
@@ -78,11 +74,11 @@ class Watch:
             ),
             "all cut": (
                 facts["truncated"] == 1,
-                f"every answer was cut at {wish.max_new_tokens} tokens: {longer} in a new run",
+                f"every answer was cut at {wish.max_new_tokens} tokens: {longer}, in a new run",
             ),
             "cut": (
                 MUCH_TRUNCATED <= facts["truncated"] < 1,
-                f"{facts['truncated']:.0%} of the answers were cut at {wish.max_new_tokens} tokens: {longer} in a new run",
+                f"{facts['truncated']:.0%} of answers were cut at {wish.max_new_tokens} tokens: {longer}, in a new run",
             ),
             "collapse": (
                 facts["one_answer"] == 1 and facts["reward"] < 1,

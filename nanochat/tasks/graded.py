@@ -1,7 +1,8 @@
 """A task to practise on: generative, and able to grade what it calls right."""
 
-from nanochat.errors import UsageError
-from nanochat.tasks.catalog import build_task, parse_spec
+from nanochat.errors import MissingError, UsageError
+from nanochat.sources import TASK_SOURCES
+from nanochat.tasks.catalog import TASKS, build_task, parse_spec
 from nanochat.tasks.task import Split, Task
 
 CHECKED_EXAMPLES = 8
@@ -10,8 +11,8 @@ CHECKED_EXAMPLES = 8
 def build_graded(spec: str, split: Split = "train") -> Task:
     """Make the task of `rl.task`, `name` or `name:stop`; stop counts training examples only.
 
-    Raises UsageError where the task cannot be practised on: answers are letters, nothing is graded, or the task's own
-    right answers are graded as wrong.
+    Raises MissingError where its data is not there, and UsageError where the task cannot be practised on: answers are
+    letters, nothing is graded, or the task's own right answers are graded as wrong.
     """
     name, stop, times = parse_spec(spec)
     if times > 1:
@@ -19,6 +20,8 @@ def build_graded(spec: str, split: Split = "train") -> Task:
             f"rl.task = {spec!r} repeats its questions, which rl.epochs does",
             f"--set rl.task={name} --set rl.epochs={times}",
         )
+    if name in TASK_SOURCES and name not in TASKS:
+        raise MissingError(f"the data of task {name!r} is not there", "nanochat download tasks")
     task = build_task(name, split, stop if split == "train" else None)
     if task.eval_type != "generative":
         raise UsageError(
@@ -35,3 +38,14 @@ def build_graded(spec: str, split: Split = "train") -> Task:
                 "--set rl.task=arithmetic",
             )
     return task
+
+
+def check_graded(spec: str) -> int | None:
+    """The number of training questions of `rl.task`; None where its data is not downloaded yet.
+
+    Raises UsageError like build_graded.
+    """
+    try:
+        return build_graded(spec).num_examples()
+    except MissingError:
+        return None
