@@ -51,8 +51,9 @@ def validate(
     cluster: Cluster = ALONE,
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
-    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import check_mixture, check_task
+    from nanochat.tasks.graded import check_graded
 
     settings, _ = resolve(invocation, preset, config, overrides, run)
     plan_base(settings, cluster.world_size)
@@ -60,6 +61,9 @@ def validate(
         sketch_finetune(settings, stage, cluster.world_size)
         if mixture := getattr(settings, stage).mixture:
             check_mixture(mixture)
+    if settings.rl.task is not None:
+        sketch_rl(settings, cluster.world_size)
+        check_graded(settings.rl.task, invocation.workspace.tasks)
     for name in settings.eval.tasks:
         check_task(name)
     if invocation.as_json:

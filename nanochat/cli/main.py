@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from nanochat import __version__
-from nanochat.cli import chat, config, doctor, download, eval, plan, presets, report, resume, run, runs, tokenize, train
+from nanochat.cli import (
+    chat,
+    config,
+    doctor,
+    download,
+    eval,
+    plan,
+    presets,
+    report,
+    resume,
+    rl,
+    run,
+    runs,
+    tokenize,
+    train,
+)
 from nanochat.cli.console import Console
 from nanochat.cli.options import complete_hint, move_global_options, new_group
 from nanochat.errors import NanochatError
@@ -23,6 +38,7 @@ app.add_typer(download.app, name="download")
 app.add_typer(tokenize.app, name="tokenize")
 app.add_typer(train.app, name="train")
 resume.register(app)
+app.add_typer(rl.app, name="rl")
 app.add_typer(eval.app, name="eval")
 chat.register(app)
 report.register(app)
