@@ -6,7 +6,7 @@ Sources: Hoffmann et al. 2022 (20 tokens per parameter); NVIDIA H100 datasheet (
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat.errors import UsageError
 from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
