@@ -9,7 +9,7 @@ from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName,
 from nanochat.cli.report import write_report
 from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
 from nanochat.cli.tracking import Track, add_track
-from nanochat.cli.train import check_stage, describe_result, start
+from nanochat.cli.train import check_stage, check_tasks, describe_result, start
 from nanochat.errors import MissingError
 
 STAGES = ("tokenizer", "base", "mid", "sft")
@@ -32,6 +32,7 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(overrides, track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
+    check_tasks(invocation, (), target.settings.eval.tasks)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
         raise MissingError(
             f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",

@@ -1,5 +1,6 @@
 """`nanochat train base | mid | sft`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,6 @@ def start(
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
-    from nanochat.tasks.catalog import build_mixture
 
     check_devices(settings.runtime.device, cluster)
     if stage == "base":
@@ -140,10 +140,20 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"{stage}.mixture is empty: there is nothing to train on",
                 f"--set {stage}.mixture=letters:5000,identity",
             )
-        build_mixture(mixture, "train", settings.runtime.seed, folder=invocation.workspace.tasks)
+        check_tasks(invocation, mixture)
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
+
+
+def check_tasks(invocation: Invocation, mixture: Sequence[str], scored: Sequence[str] = ()) -> None:
+    """Raise for what is wrong with the tasks of a mixture or of eval.tasks: a name, a part, a file, what is missing."""
+    from nanochat.tasks.catalog import find_missing
+
+    folder = invocation.workspace.tasks
+    missing = find_missing(mixture, scored, folder=folder)
+    if missing and not invocation.dry_run:
+        raise MissingError(f"the data of {', '.join(missing)} is not in {folder}", "nanochat download tasks")
 
 
 def check_devices(device: str, cluster: Cluster) -> None:

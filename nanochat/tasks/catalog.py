@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from nanochat.errors import UsageError
+from nanochat.errors import MissingError, UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
 from nanochat.tasks.bee import SimpleSpellingTask, SpellingBeeTask
 from nanochat.tasks.choice import ARCTask, MMLUTask
@@ -47,6 +47,7 @@ HUB: dict[str, Callable[[Split, Path | None], Task]] = {
 }
 """Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
 NAMES = (*TASKS, *HUB)
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 def build_task(name: str, split: Split = "train", size: int | None = None, *, folder: Path | None = None) -> Task:
@@ -109,3 +110,26 @@ def build_mixture(
     for spec in specs:
         tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
     return TaskMixture(tasks, seed)
+
+
+def find_missing(mixture: Sequence[str], scored: Sequence[str] = (), *, folder: Path | None = None) -> list[str]:
+    """Names of tasks that are not downloaded: of a mixture, which trains and validates, and of those to be scored.
+
+    Raises like build_task for everything else that is wrong with them.
+    """
+    missing: dict[str, None] = {}
+
+    def attempt(name: str, build: Callable[[], Task]) -> None:
+        try:
+            build()
+        except MissingError:
+            if name not in HUB:
+                raise
+            missing[name] = None
+
+    for spec in mixture:
+        for split in SPLITS:
+            attempt(parse_spec(spec).name, partial(build_entry, spec, split, folder=folder))
+    for name in scored:
+        attempt(name, partial(build_task, name, "test", 1, folder=folder))
+    return list(missing)

@@ -166,8 +166,10 @@ TABLE = [
     ("train sft --run r", run_with(BASE_DONE, "mid"), 3, "no finished mid", "nanochat resume r"),
     ("train mid", nothing, 3, "there is no run in", "nanochat run --preset demo"),
     ("train mid --run x", run_with(), 3, "there is no run 'x'", "nanochat run --preset demo --run x"),
+    ("run --preset d20", nothing, 3, "the data of smoltalk, mmlu, gsm8k is not in", "nanochat download tasks"),
+    ("train sft --preset d20", nothing, 3, "arc-challenge", "nanochat download tasks"),
     (
-        "run --preset d20",
+        "run --preset d20 --set mid.mixture=letters:9 --set sft.mixture=letters:9 --set eval.tasks=letters",
         nothing,
         3,
         "data set 'fineweb-edu' is not in",
