@@ -10,7 +10,23 @@ from typing import Annotated
 import typer
 
 from nanochat import __version__
-from nanochat.cli import chat, config, doctor, download, eval, plan, presets, report, resume, run, runs, tokenize, train
+from nanochat.cli import (
+    chat,
+    config,
+    data,
+    doctor,
+    download,
+    eval,
+    identity,
+    plan,
+    presets,
+    report,
+    resume,
+    run,
+    runs,
+    tokenize,
+    train,
+)
 from nanochat.cli.console import Console
 from nanochat.cli.options import complete_hint, move_global_options, new_group
 from nanochat.errors import NanochatError
@@ -30,6 +46,8 @@ plan.register(app)
 app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")
 app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(identity.app, name="identity")
 doctor.register(app)
 
 

@@ -29,6 +29,7 @@ def plan(
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
     from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.tasks.sizes import count_conversations
 
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
@@ -45,6 +46,9 @@ def plan(
     invocation.console.show(
         format_table([describe_stage(item) for item in (base, *finetunes)], header, [1, 2, 3, 4, 5, 6])
     )
+    for item in finetunes:
+        if item.num_steps is None and (count := count_conversations(getattr(settings, item.stage).mixture)):
+            invocation.console.say(f"{item.stage} learns {count:,} conversations an epoch")
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
     words = [*target_options(preset, config, run, overrides), *cluster.options()]

@@ -130,7 +130,7 @@ def start(
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
-    from nanochat.tasks.catalog import check_mixture
+    from nanochat.tasks.catalog import find_missing
 
     check_devices(settings.runtime.device, cluster)
     if stage == "base":
@@ -143,7 +143,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"{stage}.mixture is empty: there is nothing to train on",
                 f"--set {stage}.mixture=letters:5000,identity",
             )
-        check_mixture(mixture)
+        find_missing(mixture, folder=invocation.workspace.tasks)  # raises for what is wrong; check_downloads for these
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
     return plan
