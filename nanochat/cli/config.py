@@ -52,20 +52,19 @@ def validate(
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
     from nanochat.plan import plan_base, sketch_finetune, sketch_rl
-    from nanochat.tasks.catalog import check_mixture, check_task
+    from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
     settings, _ = resolve(invocation, preset, config, overrides, run)
     plan_base(settings, cluster.world_size)
     for stage in ("mid", "sft"):
         sketch_finetune(settings, stage, cluster.world_size)
-        if mixture := getattr(settings, stage).mixture:
-            check_mixture(mixture)
     if settings.rl.task is not None:
         sketch_rl(settings, cluster.world_size)
         check_graded(settings.rl.task, invocation.workspace.tasks)
-    for name in settings.eval.tasks:
-        check_task(name)
+    mixtures = [*settings.mid.mixture, *settings.sft.mixture]
+    if missing := find_missing(mixtures, settings.eval.tasks, folder=invocation.workspace.tasks):
+        invocation.console.say(f"not downloaded yet: {', '.join(missing)}  # nanochat download tasks")
     if invocation.as_json:
         invocation.console.show_json({"valid": True})
     else:

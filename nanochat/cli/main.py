@@ -13,9 +13,11 @@ from nanochat import __version__
 from nanochat.cli import (
     chat,
     config,
+    data,
     doctor,
     download,
     eval,
+    identity,
     plan,
     presets,
     report,
@@ -46,6 +48,8 @@ plan.register(app)
 app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")
 app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(identity.app, name="identity")
 doctor.register(app)
 
 

@@ -30,6 +30,7 @@ def plan(
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
     from nanochat.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
     from nanochat.tasks.graded import check_graded
+    from nanochat.tasks.sizes import count_conversations
 
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
@@ -48,6 +49,9 @@ def plan(
     invocation.console.show("")
     header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
     invocation.console.show(format_table([describe_stage(item) for item in plans], header, [1, 2, 3, 4, 5, 6]))
+    for item in finetunes:
+        if item.num_steps is None and (count := count_conversations(getattr(settings, item.stage).mixture)):
+            invocation.console.say(f"{item.stage} learns {count:,} conversations an epoch")
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
     if len(plans) > 3:

@@ -1,10 +1,11 @@
-"""`nanochat tokenize train | encode`."""
+"""`nanochat tokenize train | encode | eval`."""
 
 import sys
 from typing import Annotated
 
 import typer
 
+from nanochat.cli.console import format_table
 from nanochat.cli.options import (
     Config,
     Invocation,
@@ -69,3 +70,29 @@ def encode_text(
         piece = tokenizer.decode_bytes([token])
         invocation.console.show(f"{token:>6}  {piece!r}")
     invocation.console.say(f"{len(ids)} tokens")
+
+
+@command(app, "eval", "nanochat tokenize eval --run demo")
+def evaluate_tokenizer(invocation: Invocation, run: RunName = None) -> None:
+    """Bytes per token on several kinds of text, beside GPT-2 and GPT-4 where their rank files are at hand."""
+    from nanochat.evals.compression import PUBLISHED, Encode, load_ranks, measure_compression
+    from nanochat.tokenizer.bpe import load_tokenizer
+
+    paths = choose_run(invocation, run)
+    encoders: dict[str, Encode] = {paths.name: load_tokenizer(paths.tokenizer).encode}
+    folder = invocation.home / "ranks"
+    for name, (file, pattern) in PUBLISHED.items():
+        if (folder / file).is_file():
+            encoders[name] = load_ranks(folder / file, pattern)
+        else:
+            invocation.console.say(f"{name} is not compared: there is no {folder / file}")
+    found = measure_compression(encoders)
+    if invocation.as_json:
+        values = [
+            {"kind": item.kind, "bytes": item.num_bytes, **{name: item.ratio(name) for name in encoders}}
+            for item in found
+        ]
+        invocation.console.show_json(values)
+        return
+    rows = [(item.kind, f"{item.num_bytes:,}", *(f"{item.ratio(name):.2f}" for name in encoders)) for item in found]
+    invocation.console.show(format_table(rows, ("bytes per token", "bytes", *encoders), range(1, len(encoders) + 2)))

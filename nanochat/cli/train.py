@@ -158,7 +158,7 @@ def start(
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
-    from nanochat.tasks.catalog import check_mixture
+    from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
     check_devices(settings.runtime.device, cluster)
@@ -177,7 +177,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
                 f"{stage}.mixture is empty: there is nothing to train on",
                 f"--set {stage}.mixture=letters:5000,identity",
             )
-        check_mixture(mixture)
+        find_missing(mixture, folder=invocation.workspace.tasks)  # raises for what is wrong; check_downloads for these
     check_tracker(settings.runtime.track)
     check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes)
     return plan

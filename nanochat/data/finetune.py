@@ -50,6 +50,17 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class EpochSize:
+    """One pass over the conversations. tokens: of those that are kept, cut where they are. is_estimate: of a sample."""
+
+    conversations: int
+    tokens: int
+    rows: int
+    too_long: int
+    is_estimate: bool
+
+
+@dataclass(frozen=True)
 class Place:
     """Where all ranks stand. The pool is what was carried over, (epoch, index in its order) each, then start:stop."""
 
@@ -129,7 +140,11 @@ class FinetuneLoader:
     @property
     def num_rows_per_epoch(self) -> int:
         """Rows of one pass, those of all ranks: measured on a sample where there are many conversations."""
-        return _plan_rows(self._source)
+        return self.measure_epoch().rows
+
+    def measure_epoch(self) -> EpochSize:
+        """The size of one pass, of all ranks. Renders the conversations, or a sample of many: seconds."""
+        return _measure_epoch(self._source)
 
     @property
     def num_batches_per_epoch(self) -> int:
@@ -273,17 +288,25 @@ def _iter_batches(
             rows, masks = [], []
 
 
-def _plan_rows(source: _Source) -> int:
-    """Rows of an epoch: from the lengths of a fixed sample."""
+def _measure_epoch(source: _Source) -> EpochSize:
+    """From the lengths of all conversations, or of a fixed sample."""
     num_conversations = len(source.conversations)
     chosen = range(num_conversations)
     if num_conversations > PLANNED_CONVERSATIONS:
         chosen = random.Random(f"plan/{source.seed}").sample(chosen, PLANNED_CONVERSATIONS)
-    lengths = []
+    lengths, too_long = [], 0
     for index in chosen:
         ids, mask = render(source.tokenizer, source.conversations[index])
+        too_long += len(ids) > source.row_tokens
         fitting = source.fit((np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)))
         if fitting is not None:
             lengths.append(len(fitting[0]))
     rows, _ = pack_whole(lengths, source.row_tokens, flush=True)
-    return max(1, math.ceil(len(rows) * num_conversations / len(chosen)))
+    scale = num_conversations / len(chosen)
+    return EpochSize(
+        conversations=num_conversations,
+        tokens=round(sum(lengths) * scale),
+        rows=max(1, math.ceil(len(rows) * scale)),
+        too_long=round(too_long * scale),
+        is_estimate=len(chosen) < num_conversations,
+    )

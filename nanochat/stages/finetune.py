@@ -7,11 +7,11 @@ from typing import Any, Literal
 import nanochat
 from nanochat.checkpoint import load_checkpoint
 from nanochat.data.batch import Batch
-from nanochat.data.finetune import FinetuneLoader
+from nanochat.data.finetune import EpochSize, FinetuneLoader
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
-from nanochat.plan import plan_finetune, sketch_finetune
+from nanochat.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
 from nanochat.settings import FinetuneSettings
 from nanochat.stages.assemble import check_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
@@ -20,6 +20,8 @@ from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
 from nanochat.tasks.catalog import build_mixture
 from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+
+OVERLONG_SAID = {"drop": "dropped", "truncate": "truncated", "error": "an error"}
 
 
 def run_finetune(
@@ -54,8 +56,9 @@ def run_finetune(
         )
 
     with open_loader() as probe:
-        num_rows = probe.num_rows_per_epoch
-    plan = plan_finetune(job.settings, stage, world.world_size, num_rows, config)
+        epoch = probe.measure_epoch()
+    plan = plan_finetune(job.settings, stage, world.world_size, epoch.rows, config)
+    display.say(describe_epoch(epoch, plan, settings.overlong))
     loaders: list[FinetuneLoader] = []
 
     def open_training(cursor: dict | None) -> Loader:
@@ -78,7 +81,7 @@ def run_finetune(
         tokenizer=tokenizer,
         num_steps=plan.num_steps,
         num_microbatches=plan.num_microbatches,
-        plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
+        plan=asdict(plan) | {"mixture": asdict(epoch), "nanochat_version": nanochat.__version__},
         start=lambda: checkpoint.model,
         open_loader=open_training,
         validation=lambda: iter_validation(job, settings, tokenizer, rows, config.context),
@@ -88,6 +91,29 @@ def run_finetune(
         source=str(source),
     )
     return run_course(job, course, display)
+
+
+def describe_epoch(epoch: EpochSize, plan: StartedFinetunePlan, overlong: str) -> str:
+    """What is about to be learnt, in three lines.
+
+    >>> from types import SimpleNamespace
+    >>> plan = SimpleNamespace(num_steps=12, total_batch_tokens=512, context=64, num_tokens=6144)
+    >>> print(describe_epoch(EpochSize(300, 3100, 50, 2, False), plan, "truncate"))
+    300 conversations with 3,100 tokens fill 50 rows of 64
+    12 steps of 512 tokens go through them 1.92 times
+    2 of them are longer than the context of 64: truncated
+    """
+    about = "about " if epoch.is_estimate else ""
+    epochs = plan.num_steps * (plan.total_batch_tokens // plan.context) / epoch.rows
+    lines = [
+        f"{epoch.conversations:,} conversations with {about}{epoch.tokens:,} tokens fill {about}{epoch.rows:,} rows of "
+        f"{plan.context:,}",
+        f"{plan.num_steps:,} steps of {plan.total_batch_tokens:,} tokens go through them {epochs:.2f} times",
+    ]
+    if epoch.too_long:
+        fate = OVERLONG_SAID[overlong]
+        lines.append(f"{about}{epoch.too_long:,} of them are longer than the context of {plan.context:,}: {fate}")
+    return "\n".join(lines)
 
 
 def find_source(job: Job, before: str) -> ModelPath:

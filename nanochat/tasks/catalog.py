@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from nanochat.errors import UsageError
+from nanochat.errors import MissingError, UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
 from nanochat.tasks.bee import SimpleSpellingTask, SpellingBeeTask
 from nanochat.tasks.choice import ARCTask, MMLUTask
@@ -47,6 +47,7 @@ HUB: dict[str, Callable[[Split, Path | None], Task]] = {
 }
 """Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
 NAMES = (*TASKS, *HUB)
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 def build_task(name: str, split: Split = "train", size: int | None = None, *, folder: Path | None = None) -> Task:
@@ -72,19 +73,6 @@ def build_task(name: str, split: Split = "train", size: int | None = None, *, fo
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"there is no task {name!r}", f"{guess}tasks: {', '.join(NAMES)}, custom:PATH, FILE.py:Class")
     return task if size is None else TaskSlice(task, 0, size)
-
-
-def check_task(name: str) -> None:
-    """Raise what `build_task` would, but do not look for the files of a hub task: they may not be here yet."""
-    if name not in HUB:
-        build_task(name, "test", 1)
-
-
-def check_mixture(specs: Sequence[str]) -> None:
-    """Raise what `build_mixture` would, but do not look for the files of hub tasks."""
-    local = [spec for spec in specs if parse_spec(spec).name not in HUB]
-    if local or not specs:
-        build_mixture(local)
 
 
 def build_entry(spec: str, split: Split = "train", *, folder: Path | None = None) -> Task:
@@ -122,3 +110,26 @@ def build_mixture(
     for spec in specs:
         tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
     return TaskMixture(tasks, seed)
+
+
+def find_missing(mixture: Sequence[str], scored: Sequence[str] = (), *, folder: Path | None = None) -> list[str]:
+    """Names of tasks that are not downloaded: of a mixture, which trains and validates, and of those to be scored.
+
+    Raises like build_task for everything else that is wrong with them.
+    """
+    missing: dict[str, None] = {}
+
+    def attempt(name: str, build: Callable[[], Task]) -> None:
+        try:
+            build()
+        except MissingError:
+            if name not in HUB:
+                raise
+            missing[name] = None
+
+    for spec in mixture:
+        for split in SPLITS:
+            attempt(parse_spec(spec).name, partial(build_entry, spec, split, folder=folder))
+    for name in scored:
+        attempt(name, partial(build_task, name, "test", 1, folder=folder))
+    return list(missing)

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.data import finetune
 from nanochat.data.finetune import Counts, FinetuneLoader
 from nanochat.errors import DataError, UsageError
 from nanochat.tasks.catalog import build_mixture
+from nanochat.tokenizer.chat import render
 from tests.fakes import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -201,3 +203,23 @@ def test_a_broken_cursor_is_said(cursor: dict) -> None:
 def test_a_mixture_of_tasks_is_a_list_of_conversations() -> None:
     with build(build_mixture(["letters:50", "arithmetic:50", "identity"]), context=256) as loader:
         assert "<|assistant_end|>" in learnt(next(loader))
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_the_size_of_an_epoch_counts_tokens_and_those_too_long(overlong) -> None:
+    long = [talk(100, 80), talk(101, 200)]
+    with build(TALKS + long, context=64, overlong=overlong) as loader:
+        size = loader.measure_epoch()
+    lengths = [len(render(TOKENIZER, conversation)[0]) for conversation in TALKS]
+    kept = 2 * 65 if overlong == "truncate" else 0
+    assert size.conversations == 92 and size.too_long == 2 and not size.is_estimate
+    assert size.tokens == sum(lengths) + kept and size.rows == loader.num_rows_per_epoch >= size.tokens / 65
+
+
+def test_the_size_of_a_large_epoch_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    with build(TALKS * 20, context=64) as loader:
+        exact = loader.measure_epoch()
+        monkeypatch.setattr(finetune, "PLANNED_CONVERSATIONS", 300)
+        size = loader.measure_epoch()
+    assert size.is_estimate and not exact.is_estimate and size.conversations == 1_800
+    assert abs(size.tokens / exact.tokens - 1) < 0.1 and abs(size.rows / exact.rows - 1) < 0.1

@@ -240,3 +240,17 @@ def test_an_interrupted_evaluation_says_how_to_start_it_again(
     error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
     assert error == "error: evaluate was interrupted; what it had finished is kept"
     assert hint == "hint:  nanochat eval all whole"
+
+
+def test_sft_says_before_its_first_step_what_it_will_learn(
+    trained_home: Path, start_run: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"sft": {"mixture": ["arithmetic:12", "stories:3"], "epochs": 2.0}}
+    settings = start_run(changes=changes, stages=("base", "mid"))
+    assert main(["sft", str(settings)]) == 0
+    said = capsys.readouterr().err
+    size = json.loads((settings.parent / "sft" / "plan.json").read_text())["mixture"]
+    before = said[: said.index("sft 1/")]
+    assert f"15 conversations with {size['tokens']:,} tokens fill {size['rows']} rows of 64" in before
+    assert "go through them 2." in before and size["too_long"] >= 3
+    assert f"{size['too_long']} of them are longer than the context of 64: truncated" in before
