@@ -62,7 +62,7 @@ class ProgressLine:
 def describe_progress(progress: Progress, bytes_per_second: float) -> str:
     """
     >>> describe_progress(Progress(3, 8, 40_000_000, 100_000_000), 2e6)
-    'downloading: 3 of 8 files, 40.0 of 100.0 MB (40%), 2.0 MB/s, 0:30 left'
+    'downloading: 3 of 8 files, 40 MB of 100 MB (40%), 2.0 MB/s, 0:30 left'
     """
     done = max(0, min(progress.bytes, progress.total_bytes))
     parts = [f"downloading: {progress.files:,} of {progress.total_files:,} files"]
