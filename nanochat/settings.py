@@ -142,6 +142,8 @@ class EvalSettings(Section):
     """Tasks of the CORE bundle to score, by name; empty: all that are there."""
     max_per_task: int | None = Field(default=None, ge=1)
     """Questions of one CORE task; unset: all."""
+    allow_weak_isolation: bool = False
+    """Run code that the model wrote (humaneval) even where this machine cannot close it off well."""
 
     @model_validator(mode="after")
     def check_sampling(self) -> "EvalSettings":

@@ -30,6 +30,9 @@ Model = Annotated[
 Tasks = Annotated[
     str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks; default: those of the settings.")
 ]
+AllowWeak = Annotated[
+    bool, typer.Option("--allow-weak-isolation", help="Run what the model wrote even where it is not closed off well.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted evaluation has finished.")]
 
 
@@ -77,11 +80,12 @@ def evaluate_chat(
         float | None, typer.Option("--temperature", metavar="T", help="Of the answers; default with --samples: 0.8.")
     ] = None,
     resume: Resume = False,
+    allow_weak: AllowWeak = False,
     overrides: Overrides = None,
     cluster: Cluster = ALONE,
 ) -> int:
     """The chat tasks of eval.tasks, and their centred mean: ChatCORE."""
-    told = [*(overrides or ())]
+    told = add_isolation(overrides, allow_weak)
     told += [f"eval.tasks={tasks}"] if tasks else []
     if samples is not None:
         told.append(f"eval.answers_each={samples}")
@@ -96,11 +100,12 @@ def evaluate_all(
     invocation: Invocation,
     model: Model = None,
     resume: Resume = False,
+    allow_weak: AllowWeak = False,
     overrides: Overrides = None,
     cluster: Cluster = ALONE,
 ) -> int:
     """Every score that suits the model and whose data is at hand: bpb, CORE, chat."""
-    return evaluate("all", invocation, model, overrides, cluster, resume)
+    return evaluate("all", invocation, model, add_isolation(overrides, allow_weak), cluster, resume)
 
 
 def evaluate(
@@ -113,8 +118,6 @@ def evaluate(
     flags: tuple[str, ...] = (),
 ) -> int:
     """Find the model, run the evaluation, show what it wrote. flags: options that the worker has by the same name."""
-    from nanochat.tasks.catalog import build_task
-
     if score == "core":
         check_bundle(invocation.workspace.core)
     found = invocation.workspace.resolve_model(model)
@@ -127,8 +130,7 @@ def evaluate(
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
     if score in ("chat", "all"):
         check_downloads(invocation, target, ["eval"])
-    for name in target.settings.eval.tasks if score != "core" else ():
-        build_task(name, "test", 1, folder=invocation.workspace.tasks)
+        check_tasks(invocation, target)
     if score in ("bpb", "all"):
         check_dataset(invocation, target.settings.data.dataset, target.choice)
     check_devices(target.settings.runtime.device, cluster)
@@ -143,6 +145,29 @@ def evaluate(
     show_scores(invocation, [item for item in list_scores(found.run) if item.get("stage") == found.stage])
     invocation.console.suggest(f"nanochat report {found.run.name}")
     return 0
+
+
+def add_isolation(overrides: list[str] | None, allow_weak: bool) -> list[str]:
+    """The overrides with `--allow-weak-isolation` as one of them."""
+    return [*(overrides or ()), *(["eval.allow_weak_isolation=true"] if allow_weak else [])]
+
+
+def check_tasks(invocation: Invocation, target: Target) -> None:
+    """Raise where a chat task to be scored cannot be built, or where its code cannot be closed off on this machine."""
+    from nanochat.tasks.catalog import build_task
+
+    check_code(target)
+    for name in target.settings.eval.tasks:
+        build_task(name, "test", 1, folder=invocation.workspace.tasks)
+
+
+def check_code(target: Target) -> None:
+    """Raise UsageError where a task runs what the model wrote and this machine cannot close that off."""
+    from nanochat.tasks.catalog import RUN_CODE
+    from nanochat.tools.sandbox.isolation import require_isolation
+
+    if RUN_CODE.intersection(target.settings.eval.tasks):
+        require_isolation(target.settings.eval.allow_weak_isolation)
 
 
 def check_evaluation(score: str, model: ModelPath, target: Target) -> None:

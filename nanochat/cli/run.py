@@ -3,7 +3,7 @@
 import typer
 
 from nanochat.cli.cluster import Cluster
-from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
+from nanochat.cli.eval import AllowWeak, add_isolation, are_scores_done, check_code, is_core_done, list_scores
 from nanochat.cli.launch import ALONE
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
@@ -27,13 +27,15 @@ def run_pipeline(
     config: Config = None,
     overrides: Overrides = None,
     run: RunName = None,
+    allow_weak: AllowWeak = False,
     cluster: Cluster = ALONE,
     track: Track = None,
 ) -> int:
     """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, report. Finished stages are skipped."""
-    target = choose_target(invocation, preset, config, add_track(overrides, track), run)
+    target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
     for stage in STAGES[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
+    check_code(target)
     if has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):

@@ -13,6 +13,7 @@ from nanochat.doctor.machine import (
     check_memory,
     check_open_files,
     check_python,
+    check_sandbox,
     check_shared_memory,
     check_tokenizer,
     check_torch,
@@ -29,6 +30,7 @@ def examine_machine(home: Path) -> tuple[Finding, ...]:
         ("open files", check_open_files),
         ("home", lambda: check_home(home)),
         ("disk", lambda: check_disk(home)),
+        ("sandbox", check_sandbox),
         ("tokenizer", check_tokenizer),
         ("gpu memory", check_gpu_memory),  # before torch takes some itself
         ("torch", check_torch),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanochat.doctor.finding import Finding, format_gigabytes
 from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version, usable_cores
+from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 9)
@@ -49,6 +50,15 @@ def check_memory() -> Finding:
             "memory", "warn", f"{format_gigabytes(size)}: the demo wants {format_gigabytes(DEMO_MEMORY_BYTES)}", fix
         )
     return Finding("memory", "ok", format_gigabytes(size))
+
+
+def check_sandbox(found: Isolation | None = None) -> Finding:
+    """found: as measured, by closing a process and letting it try."""
+    found = found or measure_isolation()
+    if found.level == "strong":
+        return Finding("sandbox", "ok", f"{found}: code that a model wrote is closed off")
+    fix = "sudo apt-get install bubblewrap" if sys.platform == "linux" and "seccomp" in found.layers else ""
+    return Finding("sandbox", "warn", f"{found}: humaneval wants --allow-weak-isolation", fix)
 
 
 def check_home(home: Path) -> Finding:

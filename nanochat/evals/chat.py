@@ -140,7 +140,7 @@ def evaluate_chat(
         answers = [split_parts(tokenizer, ids) for ids in answer_ids]
     texts = ["".join(part.text for part in parts if part.kind == "text") for parts in answers]
     repeated = [conversations[place] for place in fitting for _ in range(answers_each)]
-    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)))
+    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
     graded: list[list[bool | None]] = [[False] * answers_each for _ in conversations]
     shown = [
         f"(the prompt has {len(prompt)} tokens, too long for a context of {model.config.context})" for prompt in prompts

@@ -23,7 +23,8 @@ from nanochat.stages.display import Display
 from nanochat.stages.evaluate_core import score_core
 from nanochat.stages.job import Job
 from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, load_subject, save_score, score_path
-from nanochat.tasks.catalog import build_task
+from nanochat.tasks.catalog import RUN_CODE, build_task
+from nanochat.tools.sandbox.isolation import check_isolation, measure_isolation
 
 T = TypeVar("T")
 
@@ -116,10 +117,12 @@ def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: boo
 
 def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_finished: bool) -> Score:
     wish = job.settings.eval
-    task = build_task(name, "test", folder=job.workspace.tasks)
+    task = build_task(name, "test", folder=job.workspace.tasks, allow_weak_isolation=wish.allow_weak_isolation)
+    isolation = _find_isolation(job) if name in RUN_CODE else None
     digest = hash_examples(task, wish.max_examples)
     hangs_on = ("max_examples", "max_new_tokens", "answers_each", "temperature")
-    identity = identify(subject, task=task.name, data_sha256=digest, **{key: getattr(wish, key) for key in hangs_on})
+    what = {key: getattr(wish, key) for key in hangs_on} | ({"isolation": isolation} if isolation else {})
+    identity = identify(subject, task=task.name, data_sha256=digest, **what)
     path = score_path(job, subject, task.name)
     found = find_score(job, path, identity) if keep_finished else None
     if found:
@@ -145,10 +148,24 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
         progress=advance,
     )
     display.finish()
-    derived = {"centred": score.centred, "data_sha256": digest, IDENTITY: identity}
+    derived = {"centred": score.centred, "data_sha256": digest}
+    if isolation:
+        derived["isolation"] = isolation
+        display.say(f"{name}: what the model wrote ran in {isolation['level']} isolation")
+    if score.ungraded and score.total:
+        display.say(f"warning: {score.ungraded} answers to {name} got no verdict, for the machine failed, not they")
+    else:  # a score that lacks verdicts is measured again by --resume
+        derived[IDENTITY] = identity
     save_score(job, path, score.to_dict() | derived | subject.about)
     display.say(describe_score(score))
     return score
+
+
+def _find_isolation(job: Job) -> dict[str, Any]:
+    """The weakest of all ranks. Raises UsageError below the strong level, unless that is allowed. Collective."""
+    found = min(job.world.all_gather(measure_isolation()), key=lambda isolation: isolation.rank)
+    check_isolation(found, job.settings.eval.allow_weak_isolation)
+    return {"level": found.level, "layers": list(found.layers), "gaps": list(found.gaps)}
 
 
 def describe_score(score: Score) -> str:
@@ -158,5 +175,7 @@ def describe_score(score: Score) -> str:
     parts = [f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f})"]
     if score.with_tool:
         parts.append(f"{score.with_tool} with a tool")
+    if score.ungraded:
+        parts.append(f"{score.ungraded} without a verdict")
     parts += [f"pass@{k} {100 * value:.1f}%" for k, value in score.pass_at[1:]]
     return ", ".join(parts)

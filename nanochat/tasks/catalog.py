@@ -13,6 +13,7 @@ from nanochat.tasks.custom_class import CLASS_NAME, build_custom_class
 from nanochat.tasks.custom_json import CustomJSONTask
 from nanochat.tasks.entry import CUSTOM, parse_spec
 from nanochat.tasks.gsm8k import GSM8KTask
+from nanochat.tasks.humaneval import HumanEvalTask
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
 from nanochat.tasks.smoltalk import SmolTalkTask
@@ -43,18 +44,28 @@ HUB: dict[str, Callable[[Split, Path | None], Task]] = {
     "arc-easy": partial(ARCTask, "arc-easy"),
     "arc-challenge": partial(ARCTask, "arc-challenge"),
     "gsm8k": GSM8KTask,
+    "humaneval": HumanEvalTask,
     "smoltalk": SmolTalkTask,
 }
 """Tasks whose rows are files of the hub, under the folder of downloaded tasks."""
+RUN_CODE = frozenset({"humaneval"})
+"""Tasks that are graded by running what a model wrote."""
 NAMES = (*TASKS, *HUB)
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
-def build_task(name: str, split: Split = "train", size: int | None = None, *, folder: Path | None = None) -> Task:
+def build_task(
+    name: str,
+    split: Split = "train",
+    size: int | None = None,
+    *,
+    folder: Path | None = None,
+    allow_weak_isolation: bool = False,
+) -> Task:
     """Make a task by name, `custom:PATH`, `FILE.py:Class` or `module:Class`.
 
     size: how many examples; never more than the task has, where they are not made here. folder: where downloaded tasks
-    lie (workspace.tasks).
+    lie (workspace.tasks). allow_weak_isolation: run what a model wrote even where it cannot be closed off well.
 
     Raises UsageError for a name that does not exist; MissingError and DataError for a file that cannot be read.
     """
@@ -64,6 +75,8 @@ def build_task(name: str, split: Split = "train", size: int | None = None, *, fo
         return SIZED[name](split, size)
     elif name in TASKS:
         task = TASKS[name](split)
+    elif name in RUN_CODE:
+        task = HumanEvalTask(split, folder, allow_weak_isolation)
     elif name in HUB:
         task = HUB[name](split, folder)
     elif CLASS_NAME.fullmatch(name):

@@ -2,7 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from nanochat.conversation import Conversation
@@ -30,8 +30,13 @@ class Task(ABC):
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         """Grade what a model said in place of the last message; None where the task is not graded."""
 
-    def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> Sequence[bool | None]:
-        """Grade (conversation, completion) pairs, in their order; a task may grade many side by side."""
+    def evaluate_all(
+        self, items: Sequence[tuple[Conversation, str]], progress: Callable[[int, int], None] | None = None
+    ) -> Sequence[bool | None]:
+        """Grade (conversation, completion) pairs, in their order; a task may grade many side by side.
+
+        progress(done, all): called as it goes by a task that takes its time.
+        """
         return [self.evaluate(conversation, completion) for conversation, completion in items]
 
     def letters(self, index: int) -> Sequence[str]:
@@ -69,8 +74,10 @@ class TaskSlice(Task):
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         return self.task.evaluate(conversation, completion)
 
-    def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> Sequence[bool | None]:
-        return self.task.evaluate_all(items)
+    def evaluate_all(
+        self, items: Sequence[tuple[Conversation, str]], progress: Callable[[int, int], None] | None = None
+    ) -> Sequence[bool | None]:
+        return self.task.evaluate_all(items, progress)
 
     def letters(self, index: int) -> Sequence[str]:
         return self.task.letters(self._indices[index])

@@ -34,6 +34,11 @@ class Isolation:
     gaps: tuple[str, ...] = ()
     wrapper: tuple[str, ...] = ()
 
+    @property
+    def rank(self) -> int:
+        """More is stronger."""
+        return ("none", "weak", "strong").index(self.level)
+
     def __str__(self) -> str:
         gaps = f"; it can {', '.join(self.gaps)}" if self.gaps else ""
         return f"{self.level} ({', '.join(self.layers) or 'no layer'}{gaps})"
@@ -50,12 +55,16 @@ def measure_isolation() -> Isolation:
 
 def require_isolation(allow_weak: bool) -> Isolation:
     """What model-written code is run under. Raises UsageError below the strong level, unless that is allowed."""
-    found = measure_isolation()
+    return check_isolation(measure_isolation(), allow_weak)
+
+
+def check_isolation(found: Isolation, allow_weak: bool) -> Isolation:
+    """Raise UsageError below the strong level, unless that is allowed."""
     if found.level != "strong" and not allow_weak:
         raise UsageError(
-            f"model-written code cannot be closed off well enough on this machine: {found}; "
-            "strong isolation takes Linux from 5.13 with Landlock and seccomp, or with seccomp and bubblewrap",
-            "--allow-weak-isolation, on a machine that has nothing to lose; or leave humaneval out of eval.tasks",
+            f"code that a model wrote cannot be closed off well enough on this machine: {found}; it takes Linux from "
+            "5.13 with seccomp and Landlock, or with seccomp and bubblewrap",
+            "--allow-weak-isolation, where there is nothing to lose; or leave humaneval out of eval.tasks",
         )
     return found
 

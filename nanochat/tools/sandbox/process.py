@@ -15,7 +15,9 @@ from typing import Any
 import nanochat
 
 BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from nanochat.tools.sandbox.child import main; del sys.path[0]; main()"
+    "import sys; sys.path.insert(0, sys.argv[1])\n"
+    "from nanochat.tools.sandbox.child import main\n"
+    "del sys.path[0]; main()"
 )
 KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """What a Python that is not the system's may need to start. Nothing else is inherited: no token, no home folder."""
