@@ -96,7 +96,7 @@ def test_questions_of_others_and_rows_without_a_name_are_refused(tmp_path: Path)
 
 
 def test_the_block_that_defines_the_function_is_the_answer() -> None:
-    answer = "First:\n```\npip install x\n```\nthen\n```python\nimport re\ndef f(x):\n    return x\n```\nuse:\n```\nf(1)\n```"
+    answer = "First:\n```\npip install x\n```\n```python\nimport re\ndef f(x):\n    return x\n```\nuse:\n```\nf(1)\n```"
     assert complete_program("def f(x):\n    '''...'''\n", "f", answer) == "import re\ndef f(x):\n    return x\n"
     assert complete_program("def f(x):\n", "f", "f = lambda x: x") == "f = lambda x: x"
     assert complete_program("def f(x):\n", "f", "    def fx(): ...\n") == "def f(x):\n    def fx(): ...\n"

@@ -35,7 +35,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended. status: its exit status, or the negative number of a signal."""
+    """How a process ended. status: its exit status, or the negative number of a signal.
+
+    cpu_seconds: of computing; where bubblewrap hides them, the time that it ran, which is at least as much.
+    """
 
     status: int
     cpu_seconds: float
@@ -74,6 +77,7 @@ class ClosedProcess:
         self.layers: list[str] = []
         self.is_late = False
         self._wrapped = bool(wrapper)
+        self._started = time.monotonic()
         self._lock = threading.Lock()
         self._ending: Ending | None = None
         self._timer = threading.Timer(limits.wall_seconds, self._expire)
@@ -119,7 +123,9 @@ class ClosedProcess:
             self.kill()
             _, status, usage = os.wait4(self._process.pid, 0)
             with self._lock:  # from here on its number may be another process's
-                self._ending = Ending(self._read_status(status), usage.ru_utime + usage.ru_stime)
+                ran = time.monotonic() - self._started
+                spent = ran if self._wrapped else usage.ru_utime + usage.ru_stime
+                self._ending = Ending(self._read_status(status), spent)
                 self._process.returncode = self._ending.status
             self._timer.cancel()
             for pipe in (self._process.stdin, self._process.stdout):
