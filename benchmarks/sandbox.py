@@ -8,13 +8,13 @@ TASKS: the folder of downloaded tasks, $NANOCHAT_HOME/tasks; `nanochat download 
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanochat.report.environment import cpu_name, usable_cores
 from nanochat.tasks.catalog import build_task
@@ -22,9 +22,8 @@ from nanochat.tasks.humaneval import HumanEvalTask
 from nanochat.tools.sandbox.grading import grade_programs
 from nanochat.tools.sandbox.isolation import require_isolation
 from nanochat.tools.sandbox.process import Limits
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tools" / "sandbox"))
-from cheats import CHEATS
+from tests.tools.sandbox.cheats import CHEATS
+from tests.tools.sandbox.listing import list_sandboxed
 
 ENDLESS = {
     "computes": "def NAME(*a, **k):\n    while True: pass",
@@ -74,11 +73,11 @@ def main() -> int:
         replace(program, code=kinds[number % len(kinds)].replace("NAME", program.entry_point))
         for number, program in enumerate((programs * (1 + wish.endless // len(programs)))[: wish.endless])
     ]
-    before = count_children()
+    before = list_sandboxed()
     started = time.perf_counter()
     ended = grade_programs(endless, isolation, Limits(cpu_seconds=1, wall_seconds=3))
     endless_seconds = time.perf_counter() - started
-    left = count_children() - before
+    left = len(list_sandboxed() - before)
     failed = sum(verdict.passed is False for verdict in ended)
     print(f"endless: {failed} of {len(endless)} failed, {left} processes left, {endless_seconds:.0f} s")
 
@@ -100,13 +99,6 @@ def main() -> int:
     path = Path(__file__).parent / "results" / "sandbox.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0 if passed == len(programs) and not false and not lacking and not left and failed == len(endless) else 1
-
-
-def count_children() -> int:
-    """Processes of this machine that run the sandbox's child, whoever started them."""
-    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    marker = "nanochat.tools.sandbox.child import main"
-    return sum(marker in line and str(os.getpid()) != line.split()[0] for line in shown.splitlines())
 
 
 if __name__ == "__main__":

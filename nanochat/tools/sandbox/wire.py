@@ -85,6 +85,8 @@ def decode(value: Any, depth: int = MAX_DEPTH) -> Any:
             return bytes.fromhex(content)
         if tag == "o" and isinstance(content, str):
             return Opaque(content)
+        if not isinstance(content, list):
+            raise TypeError
         if tag == "d":
             return {decode(key, depth - 1): decode(item, depth - 1) for key, item in content}
         kind = next(kind for kind, own in TAGS.items() if own == tag)

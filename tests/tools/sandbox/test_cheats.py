@@ -1,11 +1,11 @@
 """No program passes that is not right; each is judged on several questions, for one may fit by chance."""
 
 import pytest
-from tests.tools.sandbox.cheats import CHEATS
 
 from nanochat.tools.sandbox.grading import Program, grade_programs
 from nanochat.tools.sandbox.isolation import measure_isolation
 from nanochat.tools.sandbox.process import Limits
+from tests.tools.sandbox.cheats import CHEATS
 
 pytestmark = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")
 
@@ -15,7 +15,7 @@ QUESTIONS = {
     "nearly": "def check(candidate):\n    assert abs(candidate(2.0) - 1.41421) < 1e-3\n",
     "order": "def check(candidate):\n    assert candidate([3, 1]) > 5\n    assert candidate([]) <= 7\n",
     "truth": "def check(candidate):\n    assert candidate('a') is True\n    assert candidate('b') is False\n",
-    "words": "def check(candidate):\n    assert candidate('ab', 2) == ['a', 'b']\n    assert len(candidate('', 1)) == 1\n",
+    "words": "def check(candidate):\n    assert candidate('ab') == ['a', 'b']\n    assert len(candidate('c')) == 1\n",
     "member": "def check(candidate):\n    assert 'x' in candidate(1)\n    assert not candidate(0)\n",
 }
 """Tests of made-up questions; none is passed by a constant."""

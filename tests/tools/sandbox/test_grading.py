@@ -1,0 +1,164 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat.tools.sandbox import grading, process
+from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
+from nanochat.tools.sandbox.isolation import measure_isolation
+from nanochat.tools.sandbox.process import ClosedProcess, Limits
+from tests.tools.sandbox.listing import list_sandboxed
+
+pytestmark = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")
+
+TEST = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9, 'three'\n"
+RIGHT = Program("def square(x):\n    return x * x", "square", "def square(x):\n    '''...'''\n", TEST)
+ENDLESS = replace(RIGHT, code="def square(x):\n    while True: pass")
+QUICK = Limits(cpu_seconds=1, wall_seconds=3)
+
+
+def judge(program: Program, limits: Limits = QUICK) -> Verdict:
+    return grade_programs([program], measure_isolation(), limits)[0]
+
+
+def test_right_passes_wrong_fails_and_says_why() -> None:
+    assert judge(RIGHT) == Verdict(True)
+    assert judge(replace(RIGHT, code="def square(x):\n    return 4")) == Verdict(False, "wrong: three")
+    assert (
+        judge(replace(RIGHT, code="def square(x):\n    return 1 / 0")).reason == "ZeroDivisionError: division by zero"
+    )
+    assert "SyntaxError" in judge(replace(RIGHT, code="def square(x) return")).reason
+    assert "KeyError" in judge(replace(RIGHT, code="def cube(x): return x")).reason
+
+
+def test_verdicts_keep_the_order_of_the_programs_and_progress_counts_them() -> None:
+    wrong = replace(RIGHT, code="def square(x): return 0")
+    seen: list[tuple[int, int]] = []
+    verdicts = grade_programs(
+        [wrong, RIGHT, ENDLESS, RIGHT], measure_isolation(), QUICK, lambda *counts: seen.append(counts)
+    )
+    assert [verdict.passed for verdict in verdicts] == [False, True, False, True]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert grade_programs([], measure_isolation()) == []
+
+
+def test_the_library_of_python_is_there_and_numpy_is_not() -> None:
+    names = "re math cmath random hashlib itertools functools collections heapq bisect datetime decimal fractions"
+    names += " statistics string json copy typing dataclasses enum operator textwrap unicodedata struct array zlib"
+    imports = "\n".join(f"import {name}" for name in names.split())
+    code = f"{imports}\nhashlib.sha256(b'a'), hashlib.md5(b'a'), datetime.datetime.now()\n{RIGHT.code}"
+    assert judge(replace(RIGHT, code=code)) == Verdict(True)
+    assert "ModuleNotFoundError" in judge(replace(RIGHT, code="import numpy\n" + RIGHT.code)).reason
+
+
+def test_values_of_every_plain_type_go_both_ways() -> None:
+    test = (
+        "def check(candidate):\n"
+        "    for value in ([1, (2, 'x')], {'a': {1, 2}}, None, True, 1.5, 10**40, b'b', {(1, 2): [None]}):\n"
+        "        assert candidate(value) == value and type(candidate(value)) is type(value)\n"
+        "    assert candidate(x=7) == 7\n"
+        "    mine = [3, 1]\n    assert candidate(mine) == mine and mine == [3, 1]\n"
+    )
+    echo = Program("def same(x):\n    y = x\n    return y", "same", "def same(x):\n", test)
+    assert judge(echo) == Verdict(True)
+
+
+def test_a_broken_test_is_no_verdict() -> None:
+    for test in ("def check(candidate:", "raise ValueError", "x = 1", "def check(candidate):\n    pass\n"):
+        verdict = judge(replace(RIGHT, test=test))
+        assert verdict.passed is None and verdict.reason
+    assert judge(replace(RIGHT, helpers="def square(x:")).passed is None
+
+
+def test_a_machine_that_cannot_start_processes_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolation = measure_isolation()
+    assert judge(RIGHT).passed
+    broken = replace(isolation, wrapper=("/nonexistent/bwrap",))
+    verdict = grade_programs([RIGHT], broken, QUICK)[0]
+    assert verdict.passed is None and "no process could be started" in verdict.reason
+    monkeypatch.setattr(process, "BOOT", "raise SystemExit(3)")
+    verdict = judge(RIGHT)
+    assert verdict.passed is None and "was not closed" in verdict.reason
+
+
+def test_a_layer_that_fails_for_one_process_is_no_verdict() -> None:
+    claimed = replace(measure_isolation(), layers=(*measure_isolation().layers, "another layer"))
+    verdict = grade_programs([RIGHT], claimed, QUICK)[0]
+    assert verdict.passed is None and "another layer" in verdict.reason
+
+
+def test_no_verdict_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [Verdict(None, "full"), Verdict(None, "full"), Verdict(True)]
+    monkeypatch.setattr(grading, "_grade", lambda *_: answers.pop(0))
+    assert judge(RIGHT) == Verdict(True) and not answers
+    late = [Verdict(False, "late", is_unsure=True), Verdict(False, "late", is_unsure=True)]
+    monkeypatch.setattr(grading, "_grade", lambda *_: late.pop(0))
+    assert judge(RIGHT).passed is False and not late
+
+
+def test_a_process_that_the_system_kills_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where memory is short."""
+    started: list[ClosedProcess] = []
+    begin = ClosedProcess.hand_over
+
+    def hand_over(self: ClosedProcess, source: dict[str, str]) -> None:
+        begin(self, source)
+        if "code" in source:
+            started.append(self)
+            time.sleep(0.2)
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(ClosedProcess, "hand_over", hand_over)
+    verdict = judge(replace(RIGHT, code="import time\ndef square(x): time.sleep(60)"))
+    assert verdict.passed is None and "memory" in verdict.reason and len(started) == grading.ATTEMPTS
+
+
+def test_nothing_is_left_open_or_running() -> None:
+    judge(RIGHT)
+    running = list_sandboxed()
+    before, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
+    grade_programs([RIGHT, replace(RIGHT, code="import os\nos._exit(1)"), ENDLESS] * 4, measure_isolation(), QUICK)
+    assert set(os.listdir("/proc/self/fd")) == before and threading.active_count() == threads
+    assert list_sandboxed() == running
+
+
+GRADE_FOREVER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins without
+from nanochat.tools.sandbox.grading import Limits, Program, grade_programs
+from nanochat.tools.sandbox.isolation import measure_isolation
+program = Program("import time\\ndef f(x): time.sleep(600)", "f", "def f(x):\\n", "def check(c): c(1)\\n")
+print("ready", flush=True)
+grade_programs([program] * 4, measure_isolation(), Limits(cpu_seconds=600, wall_seconds=600))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_whoever_grades_may_be_ended_at_any_time_and_nothing_goes_on(number: signal.Signals) -> None:
+    before = list_sandboxed()
+    root = str(Path(grading.__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, "-c", GRADE_FOREVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    ) as parent:
+        try:
+            assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+            wait_until(lambda: len(list_sandboxed() - before) >= 2)
+            time.sleep(0.5)
+            parent.send_signal(number)
+            assert parent.wait(timeout=30) != 0
+        finally:
+            parent.kill()
+    wait_until(lambda: not list_sandboxed() - before)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
