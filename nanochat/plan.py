@@ -6,7 +6,7 @@ Sources: Hoffmann et al. 2022 (20 tokens per parameter); NVIDIA H100 datasheet (
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat.errors import UsageError
 from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
@@ -29,6 +29,8 @@ SHARD_BYTES = 100_000_000
 """Bytes of such a shard on disk, compressed."""
 NUM_SHARDS_HELD = {"fineweb-edu": 1_822}
 """Shards of the data sets whose size is known; the last is for validation."""
+ROLLOUT_TOKEN_BYTES, ROLLOUT_BYTES = 5, 600
+"""Of a sampled answer on the disk: a token's characters, and what stands beside the answer (question, reward, keys)."""
 DEVICE_BYTES = 80e9
 """Memory of one device: what `auto` fills in a plan; a run measures its own."""
 
@@ -99,6 +101,42 @@ class FinetunePlan:
 @dataclass(frozen=True)
 class StartedFinetunePlan(FinetunePlan):
     """A plan whose conversations are counted: nothing is open."""
+
+    num_steps: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class RlPlan:
+    """Reinforcement learning. total_batch_tokens and num_microbatches: at most, where every answer has its full length.
+
+    Steps are None where they hang on questions that are not counted yet. Hours hang on how long the answers are, so
+    there is no estimate.
+    """
+
+    stage: str
+    task: str
+    context: int
+    num_params: int
+    world_size: int
+    device_batch_size: int
+    total_batch_tokens: int
+    num_microbatches: int
+    num_answers_per_step: int
+    epochs: float
+    num_steps: int | None
+    num_tokens: int | None
+    checkpoint_bytes: int
+    rollout_bytes: int
+    memory_bytes: int
+    memory: MemoryEstimate
+    hours: float | None = None
+    dollars: float | None = None
+
+
+@dataclass(frozen=True)
+class StartedRlPlan(RlPlan):
+    """A plan whose questions are counted."""
 
     num_steps: int
     num_tokens: int
@@ -213,6 +251,59 @@ def sketch_finetune(
     return FinetunePlan(**_finish(sketch, wish.num_steps, None)) if wish.num_steps else sketch
 
 
+def plan_rl(settings: Settings, world_size: int, num_questions: int, config: GPTConfig | None = None) -> StartedRlPlan:
+    """Plan rl once its questions are counted. config: of the model it starts from; None: the settings'."""
+    sketch, wish = sketch_rl(settings, world_size, config), settings.rl
+    num_steps = wish.num_steps or math.ceil(wish.epochs * num_questions / wish.questions_per_step)
+    counted: dict[str, Any] = {"num_steps": num_steps, "num_tokens": num_steps * sketch.total_batch_tokens}
+    return StartedRlPlan(**vars(sketch) | counted)
+
+
+def sketch_rl(settings: Settings, world_size: int = 1, config: GPTConfig | None = None) -> RlPlan:
+    """Plan rl before its questions are counted: whole where num_steps is set.
+
+    Raises UsageError where rl.task is unset, or an answer of full length leaves no room for a question.
+    """
+    wish = settings.rl
+    config = config or plan_model(settings)
+    if wish.task is None:
+        raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
+    _check_schedule("rl", wish.warmup, wish.warmdown)
+    if world_size < 1:
+        raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
+    if wish.max_new_tokens >= config.context:
+        raise UsageError(
+            f"rl.max_new_tokens = {wish.max_new_tokens} leaves no room for a question: the context is {config.context}",
+            f"--set rl.max_new_tokens={max(1, config.context // 2)}",
+        )
+    total_tokens, name = plan_total_tokens(settings, "rl")
+    rows = plan_rows(name, total_tokens, settings, world_size, config)
+    memory = estimate_memory(config, rows, world_size, compiled=False)
+    num_answers = wish.questions_per_step * wish.samples_per_question
+    num_tokens = num_answers * wish.max_new_tokens
+    own_answers = math.ceil(num_answers / world_size)
+    return RlPlan(
+        stage="rl",
+        task=wish.task,
+        context=config.context,
+        num_params=count_params(config)["total"],
+        world_size=world_size,
+        device_batch_size=rows,
+        total_batch_tokens=num_tokens,
+        num_microbatches=math.ceil(own_answers / max(1, rows * config.context // (2 * wish.max_new_tokens))),
+        num_answers_per_step=num_answers,
+        epochs=wish.epochs,
+        num_steps=wish.num_steps,
+        num_tokens=wish.num_steps * num_tokens if wish.num_steps else None,
+        checkpoint_bytes=estimate_checkpoint_bytes(config),
+        rollout_bytes=(wish.keep_rollouts + 1)
+        * num_answers
+        * (wish.max_new_tokens * ROLLOUT_TOKEN_BYTES + ROLLOUT_BYTES),
+        memory_bytes=memory.total,
+        memory=memory,
+    )
+
+
 def plan_model(settings: Settings, vocab_size: int | None = None) -> GPTConfig:
     """The architecture. Raises UsageError where its sizes do not fit each other."""
     wish = settings.model
@@ -225,8 +316,11 @@ def plan_model(settings: Settings, vocab_size: int | None = None) -> GPTConfig:
         raise UsageError(f"model: {error}", f"--set model.n_kv_head={n_head}") from None
 
 
-def plan_total_tokens(settings: Settings, stage: Literal["base", "mid", "sft"]) -> tuple[int, str]:
-    """Tokens of a step of a stage, and the name of the setting that says so."""
+def plan_total_tokens(settings: Settings, stage: Literal["base", "mid", "sft", "rl"]) -> tuple[int, str]:
+    """Tokens of a step of a stage, and the name of the setting that says so.
+
+    Those of rl are whatever was answered; its device batch is one of base's.
+    """
     own = settings.mid.total_tokens if stage == "mid" else settings.sft.total_tokens if stage == "sft" else None
     return (own, f"{stage}.total_tokens") if own else (settings.batch.total_tokens, "batch.total_tokens")
 

@@ -310,6 +310,17 @@ def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@contextlib.contextmanager
+def any_kernels() -> Iterator[None]:
+    """Within `deterministic_kernels`: all kernels again, for sampling, which needs some that have no other."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def use_all_cores() -> int:
     """Give torch this process's share of the cores (OMP_NUM_THREADS wins where set); returns the threads."""
     if "OMP_NUM_THREADS" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:

@@ -84,13 +84,18 @@ class TrainSettings(Section):
     """Optimizer steps; unset: from the other horizon, or (mid, sft) from the epochs."""
     eval_every: int = Field(default=250, ge=0)
     """Steps between two measurements of validation bits per byte; 0: only at the end."""
-    eval_tokens: int = Field(default=10_485_760, ge=1)
-    """Validation tokens of one measurement; never depends on batch size or devices."""
     sample_every: int = Field(default=0, ge=0)
     """Steps between two samples of the model; 0: only at the end."""
 
 
-class BaseSettings(TrainSettings):
+class TextSettings(TrainSettings):
+    """What the stages that learn from written text have in common."""
+
+    eval_tokens: int = Field(default=10_485_760, ge=1)
+    """Validation tokens of one measurement; never depends on batch size or devices."""
+
+
+class BaseSettings(TextSettings):
     """Pretraining."""
 
     flops: float | None = Field(default=None, gt=0)
@@ -99,7 +104,7 @@ class BaseSettings(TrainSettings):
     """Horizon where neither num_steps nor flops is set."""
 
 
-class FinetuneSettings(TrainSettings):
+class FinetuneSettings(TextSettings):
     """Midtraining and supervised fine-tuning."""
 
     mixture: list[str] = []
@@ -121,6 +126,39 @@ class SftSettings(FinetuneSettings):
     """Supervised fine-tuning."""
 
     lr_scale: float = Field(default=0.02, gt=0)
+
+
+class RlSettings(TrainSettings):
+    """Reinforcement learning: answers that the model samples itself, the right ones made more likely."""
+
+    task: str | None = None
+    """The task to practise on, as `name` or `name:stop`; generative and graded. Unset: the stage is left out."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the questions where num_steps is unset."""
+    questions_per_step: int = Field(default=16, ge=1)
+    """Questions of one step, over all devices."""
+    samples_per_question: int = Field(default=16, ge=2)
+    """Answers to each; an answer's advantage is its reward less the mean of its question's."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling. The gradient is that of temperature 1 whatever stands here."""
+    top_k: int | None = Field(default=50, ge=1)
+    """Sample from the k most likely tokens; unset: from all."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens, tool output included; one that is cut there counts as truncated."""
+    batch_size: int = Field(default=128, ge=1)
+    """Answers of one device that are sampled at once: slots of the engine."""
+    lr_scale: float = Field(default=0.05, gt=0)
+    warmdown: float = Field(default=1.0, ge=0, le=1)
+    eval_every: int = Field(default=60, ge=0)
+    """Steps between two measurements of pass@k on test questions; also before the first and after the last."""
+    eval_questions: int = Field(default=128, ge=1)
+    """Test questions of one measurement."""
+    eval_samples: int = Field(default=8, ge=1)
+    """Answers to each: k of pass@k goes up to this."""
+    check_questions: int = Field(default=32, ge=0)
+    """Questions of the check before step 0 that the model succeeds at all; 0: no check."""
+    keep_rollouts: int = Field(default=200, ge=0)
+    """Newest steps whose sampled answers are kept for `nanochat rl show`."""
 
 
 class EvalSettings(Section):
@@ -208,6 +246,7 @@ class Settings(Section):
     base: BaseSettings = BaseSettings()
     mid: MidSettings = MidSettings()
     sft: SftSettings = SftSettings()
+    rl: RlSettings = RlSettings()
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -194,9 +194,9 @@ def list_scores(run: RunPaths) -> list[dict[str, Any]]:
     return scores
 
 
-def are_scores_done(run: RunPaths, tasks: list[str]) -> bool:
-    """Whether the final sft model has its bits per byte and all chat tasks."""
-    return {"bpb", *tasks} <= {score.get("name") for score in _final_scores(run, "sft")}
+def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
+    """Whether the final model of a stage has its bits per byte and all chat tasks."""
+    return {"bpb", *tasks} <= {score.get("name") for score in _final_scores(run, stage)}
 
 
 def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:

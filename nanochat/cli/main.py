@@ -22,6 +22,7 @@ from nanochat.cli import (
     presets,
     report,
     resume,
+    rl,
     run,
     runs,
     tokenize,
@@ -39,6 +40,7 @@ app.add_typer(download.app, name="download")
 app.add_typer(tokenize.app, name="tokenize")
 app.add_typer(train.app, name="train")
 resume.register(app)
+app.add_typer(rl.app, name="rl")
 app.add_typer(eval.app, name="eval")
 chat.register(app)
 report.register(app)

@@ -28,7 +28,8 @@ def plan(
     cluster: Cluster = ALONE,
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
-    from nanochat.plan import plan_base, sketch_finetune
+    from nanochat.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
+    from nanochat.tasks.graded import check_graded
     from nanochat.tasks.sizes import count_conversations
 
     if preset is None and config is None and run is None:
@@ -36,21 +37,29 @@ def plan(
     settings, _ = resolve(invocation, preset, config, overrides, run)
     base = plan_base(settings, cluster.world_size)
     finetunes = [sketch_finetune(settings, stage, cluster.world_size) for stage in ("mid", "sft")]
+    plans: list[Any] = [base, *finetunes]
+    if settings.rl.task is not None:
+        num_questions = check_graded(settings.rl.task, invocation.workspace.tasks)
+        sketch = sketch_rl(settings, cluster.world_size)
+        plans.append(plan_rl(settings, cluster.world_size, num_questions) if num_questions else sketch)
     if invocation.as_json:
-        plans = [asdict(item) for item in (base, *finetunes)]
-        invocation.console.show_json(dict(zip(("base", "mid", "sft"), plans, strict=True)))
+        invocation.console.show_json({getattr(item, "stage", "base"): asdict(item) for item in plans})
         return
     invocation.console.show(format_table(describe_base(base, settings)))
     invocation.console.show("")
     header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
-    invocation.console.show(
-        format_table([describe_stage(item) for item in (base, *finetunes)], header, [1, 2, 3, 4, 5, 6])
-    )
+    invocation.console.show(format_table([describe_stage(item) for item in plans], header, [1, 2, 3, 4, 5, 6]))
     for item in finetunes:
         if item.num_steps is None and (count := count_conversations(getattr(settings, item.stage).mixture)):
             invocation.console.say(f"{item.stage} learns {count:,} conversations an epoch")
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
+    if len(plans) > 3:
+        invocation.console.say(
+            "tokens of rl are the most that its answers may have; its time hangs on how long they are"
+        )
+        if plans[-1].num_steps is None:
+            invocation.console.say(f"steps of rl follow from its epochs once {settings.rl.task} is there")
     words = [*target_options(preset, config, run, overrides), *cluster.options()]
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 

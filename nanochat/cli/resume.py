@@ -11,9 +11,7 @@ from nanochat.cli.target import choose_run, choose_target, has_started, is_done
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
 from nanochat.errors import MissingError
-from nanochat.paths import RunPaths
-
-STAGES = ("base", "mid", "sft")
+from nanochat.paths import TRAIN_STAGES, RunPaths
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +29,7 @@ def resume(
     paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
     stage = find_interrupted(paths)
     if stage is None:
-        done = [name for name in STAGES if is_done(paths, name)]
+        done = [name for name in TRAIN_STAGES if is_done(paths, name)]
         raise MissingError(
             f"no stage of run {paths.name!r} was interrupted ({', '.join(done) or 'nothing'} done)",
             f"nanochat run --run {paths.name}",
@@ -43,7 +41,7 @@ def resume(
 
 def find_interrupted(run: RunPaths) -> str | None:
     """The first stage that was started and not finished."""
-    return next((stage for stage in STAGES if has_started(run, stage) and not is_done(run, stage)), None)
+    return next((stage for stage in TRAIN_STAGES if has_started(run, stage) and not is_done(run, stage)), None)
 
 
 def find_interrupted_run(invocation: Invocation) -> RunPaths:

@@ -14,7 +14,8 @@ from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
 from nanochat.errors import MissingError
 
-STAGES = ("tokenizer", "base", "mid", "sft")
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")
+"""In their order; rl only where there is an rl.task."""
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +32,10 @@ def run_pipeline(
     cluster: Cluster = ALONE,
     track: Track = None,
 ) -> int:
-    """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, report. Finished stages are skipped."""
+    """Run the whole pipeline: data, tokenizer, base, mid, sft, rl, eval, report. Finished stages are skipped."""
     target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
-    for stage in STAGES[1:]:  # everything is checked before anything is started
+    stages = list_stages(target)
+    for stage in stages[1:]:  # everything is checked before anything is started
         check_stage(stage, invocation, target.settings, cluster)
     check_code(target)
     if has_bundle(invocation.workspace.core):
@@ -44,13 +46,13 @@ def run_pipeline(
             f"nanochat tokenize train {target.choice}  # on one node; then this again, on all",
         )
     if not invocation.dry_run:
-        check_data(invocation, target)
+        check_data(invocation, target, stages)
     code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
     written = write_report(target.run) if cluster.node_rank == 0 else ()
     if invocation.as_json:
-        results = {stage: read_result(target.run, stage) for stage in STAGES}
+        results = {stage: read_result(target.run, stage) for stage in stages}
         invocation.console.show_json(
             {"run": target.run.name, **results, "scores": list_scores(target.run), "report": [str(p) for p in written]}
         )
@@ -61,25 +63,35 @@ def run_pipeline(
     return 0
 
 
-def check_data(invocation: Invocation, target: Target) -> None:
+def check_data(invocation: Invocation, target: Target, stages: tuple[str, ...]) -> None:
     """Raise MissingError where something that the stages still to come will read is not here."""
-    pending = [stage for stage in STAGES[1:] if not is_done(target.run, stage)]
+    from nanochat.tasks.graded import build_graded
+
+    pending = [stage for stage in stages[1:] if not is_done(target.run, stage)]
     if not is_done(target.run, "tokenizer") and "base" not in pending:
         pending.append("base")
-    if pending or not are_scores_done(target.run, target.settings.eval.tasks):
+    if pending or not are_scores_done(target.run, target.settings.eval.tasks, stages[-1]):
         check_downloads(invocation, target, [*pending, "eval"])
     if "base" in pending:
         check_dataset(invocation, target.settings.data.dataset, target.choice)
+    if "rl" in pending:
+        build_graded(target.settings.rl.task or "", folder=invocation.workspace.tasks)
+
+
+def list_stages(target: Target) -> tuple[str, ...]:
+    """The stages of this run, in their order."""
+    return STAGES if target.settings.rl.task is not None else STAGES[:-1]
 
 
 def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
-    """Tokenizer, base, mid, sft and eval in order, up to the first that fails; returns its exit code."""
+    """Tokenizer, base, mid, sft, rl and eval in order, up to the first that fails; returns its exit code."""
     trained, again = False, ("run", "--run", target.run.name)
-    for stage in STAGES:
+    stages = list_stages(target)
+    for stage in stages:
         if is_done(target.run, stage):
             invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
             continue
-        following = (*STAGES, "eval")[STAGES.index(stage) + 1]
+        following = (*stages, "eval")[stages.index(stage) + 1]
         if stage == "tokenizer":
             code = start(stage, invocation, target, again=again, following=following)
         else:
@@ -94,7 +106,7 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
         code = start("evaluate", invocation, target, cluster, options, again, following="eval")
         if code:
             return code
-    if not trained and are_scores_done(target.run, target.settings.eval.tasks):
+    if not trained and are_scores_done(target.run, target.settings.eval.tasks, stages[-1]):
         invocation.console.say("eval is done, skipped")
         return 0
     if not has_core:

@@ -14,11 +14,11 @@ from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
 from nanochat.disk import format_size
 from nanochat.errors import UsageError
-from nanochat.paths import RunPaths
+from nanochat.paths import TRAIN_STAGES, RunPaths
 
 app = new_group("See and remove runs.")
 
-STAGES = ("tokenizer", "base", "mid", "sft")
+STAGES = ("tokenizer", *TRAIN_STAGES)
 Run = Annotated[str | None, typer.Argument(help="The run; default: the newest.")]
 
 
@@ -43,7 +43,7 @@ def list_runs(invocation: Invocation) -> None:
         )
         for run in found
     ]
-    invocation.console.show(format_table(rows, ("run", "preset", *STAGES, "size", "changed"), right=[6]))
+    invocation.console.show(format_table(rows, ("run", "preset", *STAGES, "size", "changed"), right=[7]))
 
 
 @command(app, "show", "nanochat runs show demo")

@@ -14,7 +14,7 @@ from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
 from nanochat.disk import format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
-from nanochat.paths import RunPaths
+from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.sources import TEXT_SOURCES
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ FREE = frozenset(
     | {"runtime.track", "runtime.deterministic", "batch.device_batch_size"}
     | {f"checkpoint.{name}" for name in ("every", "keep", "keep_best", "keep_every")}
     | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
+    | {f"rl.{name}" for name in ("eval_every", "eval_questions", "eval_samples", "sample_every", "check_questions")}
+    | {f"rl.{name}" for name in ("batch_size", "keep_rollouts")}
 )
 """Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""
 
@@ -156,7 +158,7 @@ def find_user(run: RunPaths, key: str) -> str | None:
     if section in ("tokenizer", "data") or key == "runtime.seed":
         if run.tokenizer.is_dir():
             return "tokenizer"
-    stages = ("base", "mid", "sft") if section in (*SHARED, "data") else (section,)
+    stages = TRAIN_STAGES if section in (*SHARED, "data") else (section,)
     return next((stage for stage in stages if has_started(run, stage)), None)
 
 

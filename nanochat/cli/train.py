@@ -1,4 +1,4 @@
-"""`nanochat train base | mid | sft`."""
+"""`nanochat train base | mid | sft | rl`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 app = new_group("Train one stage of a run.")
 
-BEFORE = {"base": "tokenizer", "mid": "base", "sft": "mid"}
-COMMAND = {"tokenizer": "tokenize train", "base": "train base", "mid": "train mid", "sft": "train sft"}
+BEFORE = {"base": "tokenizer", "mid": "base", "sft": "mid", "rl": "sft"}
+COMMAND = {
+    "tokenizer": "tokenize train",
+    "base": "train base",
+    "mid": "train mid",
+    "sft": "train sft",
+    "rl": "train rl",
+}
 
 
 @command(app, "base", "nanochat train base --preset d20 --gpus 8")
@@ -65,6 +71,21 @@ def train_sft(
     return train("sft", invocation, target, cluster)
 
 
+@command(app, "rl", "nanochat train rl --run d20 --gpus 8")
+def train_rl(
+    invocation: Invocation,
+    preset: Preset = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    cluster: Cluster = ALONE,
+    track: Track = None,
+) -> int:
+    """Let the fine-tuned model practise on rl.task: answers that it samples, right ones made more likely."""
+    target = choose_target(invocation, preset, config, add_track(overrides, track), run, newest=True)
+    return train("rl", invocation, target, cluster)
+
+
 def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Check a training stage, start it, and show its result and the next command."""
     run = target.run
@@ -83,12 +104,19 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
             check_dataset(invocation, target.settings.data.dataset, target.choice)
         else:
             check_downloads(invocation, target, [stage])
+        if stage == "rl":
+            from nanochat.tasks.graded import build_graded
+
+            build_graded(target.settings.rl.task or "", folder=invocation.workspace.tasks)
         code = start(stage, invocation, target, cluster)
         if code or invocation.dry_run:
             return code
     if invocation.as_json:
         invocation.console.show_json(read_result(run, stage))
     following = {"base": f"nanochat train mid --run {run.name}", "mid": f"nanochat train sft --run {run.name}"}
+    if target.settings.rl.task is not None:
+        following["sft"] = f"nanochat train rl --run {run.name}"
+    following["rl"] = f"nanochat rl show {run.name}"
     invocation.console.suggest(following.get(stage, f"nanochat chat {run.name}"))
     return 0
 
@@ -129,12 +157,18 @@ def start(
 
 def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
-    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune
+    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
+    from nanochat.tasks.graded import check_graded
 
     check_devices(settings.runtime.device, cluster)
+    more_bytes = 0
     if stage == "base":
         plan: Any = plan_base(settings, cluster.world_size)
+    elif stage == "rl":
+        plan = sketch_rl(settings, cluster.world_size)
+        more_bytes = plan.rollout_bytes
+        check_graded(plan.task, invocation.workspace.tasks)
     else:
         plan = sketch_finetune(settings, stage, cluster.world_size)  # type: ignore[arg-type]
         mixture = getattr(settings, stage).mixture
@@ -145,7 +179,7 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
             )
         find_missing(mixture, folder=invocation.workspace.tasks)  # raises for what is wrong; check_downloads for these
     check_tracker(settings.runtime.track)
-    check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps))
+    check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes)
     return plan
 
 
@@ -171,4 +205,6 @@ def describe_result(stage: str, result: dict[str, Any]) -> str:
         facts.append(f"{result['vocab_size']:,} tokens")
     if isinstance(result.get("val_bpb"), float):
         facts.append(f"{result['val_bpb']:.4f} bits per byte")
+    if isinstance(result.get("pass_at_1"), float):
+        facts.append(f"pass@1 {100 * result['pass_at_1']:.1f}%")
     return f"{stage} is done" + (f" ({', '.join(facts)})" if facts else "")

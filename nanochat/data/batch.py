@@ -16,6 +16,14 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
+class WeightedBatch(NamedTuple):
+    """A batch whose targets count unequally: weights (B, T) float32 are a factor of each target's loss."""
+
+    ids: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
 def build_batch(rows: np.ndarray, learnt: np.ndarray | None = None) -> Batch:
     """rows: (B, T + 1) ids. learnt: (B, T + 1) bool, the tokens that are targets; None: all."""
     ids = rows[:, :-1].astype(np.int64)

@@ -16,7 +16,7 @@ import torch
 
 from nanochat.disk import FAILING, name_error
 from nanochat.errors import NanochatError
-from nanochat.paths import RunPaths
+from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.processes import end_with_parent
 from nanochat.ranks import log_path
 from nanochat.runtime import (
@@ -38,12 +38,13 @@ from nanochat.stages.exhaustion import memory_errors
 from nanochat.stages.job import Job, read_settings
 from nanochat.stages.lock import lock_run
 from nanochat.stages.mid import run_mid
+from nanochat.stages.rl import run_rl
 from nanochat.stages.sft import run_sft
 from nanochat.stages.tokenizer import run_tokenizer
 from nanochat.stages.watch import RankWatch
 from nanochat.training.stop import INTERRUPTED, StopRequests
 
-RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft}
+RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft, "rl": run_rl}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +111,7 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
     workspace, run, settings = read_settings(options.settings, options.set)
     watch.hang_seconds = settings.runtime.hang_seconds
     resume = options.resume or f"nanochat resume {run.name}"
-    is_resumable = options.stage in ("base", "mid", "sft")
+    is_resumable = options.stage in TRAIN_STAGES
     with StopRequests(options.stage, resume, display.say, is_resumable) as stop:
         torch.set_float32_matmul_precision("high")
         use_all_cores()

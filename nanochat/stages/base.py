@@ -59,6 +59,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         start=None,
         open_loader=open_loader,
         validation=lambda: iter_validation(folder, tokenizer, rows, config.context),
+        eval_tokens=settings.base.eval_tokens,
         sample=lambda model: sample_texts(model, tokenizer),
         describe_data=describe_data,
     )

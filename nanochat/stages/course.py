@@ -1,10 +1,10 @@
-"""The course of a training stage: what base, mid and sft share around the loop.
+"""The course of a training stage: what base, mid, sft and rl share around the loop.
 
 Resume, plan, compile, saving, events (evaluate, then sample), metrics and the result.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -24,32 +24,38 @@ from nanochat.disk import write_atomically
 from nanochat.errors import DataError, NumericalError, StoppedError, UsageError
 from nanochat.evals.bpb import measure_bits
 from nanochat.evals.samples import Sample
-from nanochat.model.accounting import count_params, flops_per_token
+from nanochat.model.accounting import flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
 from nanochat.retention import find_best
-from nanochat.runtime import can_compile, name_device, peak_flops
+from nanochat.runtime import can_compile, peak_flops
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
-from nanochat.stages.display import Display, format_seconds
+from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.stages.memory import MemoryWatch
+from nanochat.stages.outcome import announce, write_result
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.training.loop import Batch, Event, Recipe, TrainState, train
 from nanochat.training.metrics import MetricsFile
 from nanochat.training.tracking import start_tracking
 
 
-class Loader(Protocol):
-    """An endless iterator of batches that can say where it stands."""
+class Source(Protocol):
+    """What a stage learns from; it can say where it stands."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
-    def __next__(self) -> Batch: ...
     def cursor(self) -> dict: ...
     def close(self) -> None: ...
 
     resumed_exactly: bool
+
+
+class Loader(Source, Protocol):
+    """An endless iterator of batches."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Course:
     start: the weights to start from; None: a fresh initialisation. open_loader: the training batches from a
     cursor on. validation: the same batches every time and on every rank. describe_data: facts for the result,
     asked at the end (such as the dropped share).
+
+    What rl does in its own way: begin: told the model before anything is trained or measured, at whatever step. take:
+    the micro-batches of a step, instead of num_microbatches from the loader. measure: a record for the metrics, instead
+    of the bits per byte of validation. scored_by: the metric that measuring leaves, and that chooses the best
+    checkpoint; higher_is_better: how. describe_step: facts for the record of a step that has just been taken. extent:
+    what the steps are, in words.
     """
 
     stage: str
@@ -69,12 +81,25 @@ class Course:
     num_microbatches: int
     plan: dict[str, Any]
     start: Callable[[], dict[str, Tensor]] | None
-    open_loader: Callable[[dict | None], Loader]
-    validation: Callable[[], Iterable[Batch]]
+    open_loader: Callable[[dict | None], Source]
     sample: Callable[[GPT], tuple[Sample, ...]]
+    validation: Callable[[], Iterable[Batch]] = tuple
+    eval_tokens: int = 0
     describe_data: Callable[[], dict[str, Any]] = dict
     source: str = ""
     notes: tuple[str, ...] = field(default=())
+    begin: Callable[[GPT, TrainState], None] = lambda model, state: None
+    take: Callable[[], Sequence[Batch]] | None = None
+    measure: Callable[[GPT], dict[str, Any]] | None = None
+    scored_by: str = "val_bpb"
+    higher_is_better: bool = False
+    describe_step: Callable[[], dict[str, Any]] = dict
+    extent: str = ""
+
+    def find_best(self, steps: Sequence[int], metrics: MetricsFile) -> int | None:
+        """The best of these steps by what was measured; None where none was."""
+        sign = -1 if self.higher_is_better else 1
+        return find_best(steps, {step: sign * value for step, value in metrics.values(self.scored_by).items()})
 
 
 def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
@@ -97,14 +122,18 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         paths.result.unlink(missing_ok=True)
     world.barrier()
     state.best = min(metrics.values("val_bpb").values(), default=None)
+    course.begin(model, state)
     loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:
         display.say("the data changed: it goes on at about the same place, not exactly")
     loss, compiled = compile_loss(job, model, display)
-    _announce(job, course, model, state, compiled, display)
+    announce(job, course, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
-    def microbatches() -> list[Batch]:
+    def microbatches() -> Sequence[Batch]:
+        if course.take is not None:
+            return course.take()
+        assert isinstance(loader, Iterator)
         return list(islice(loader, course.num_microbatches))
 
     def save(state: TrainState) -> None:
@@ -119,10 +148,10 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             "source": course.source,
         }
         state.cursor = loader.cursor()
-        scores: dict[int, float] = {}
+        best = None
         if world.is_main:
             metrics.sync()
-            scores = metrics.values("val_bpb")
+            best = course.find_best(paths.steps(), metrics)
         rule = job.settings.checkpoint
         save_checkpoint(
             paths,
@@ -134,18 +163,24 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             rule.keep,
             world,
             keep_every=rule.keep_every,
-            best=find_best(paths.steps(), scores) if rule.keep_best else None,
+            best=best if rule.keep_best else None,
         )
 
     def is_scored(step: int) -> bool:
-        """Whether rank 0's record has the step's bits per byte: one answer, for only together can they be measured."""
-        return bool(world.largest(int(world.is_main and metrics.value_at(step, "val_bpb") is not None)))
+        """Whether rank 0's record has the step's score: one answer, for only together can it be measured."""
+        return bool(world.largest(int(world.is_main and metrics.value_at(step, course.scored_by) is not None)))
 
     def evaluate(state: TrainState) -> None:
         if is_scored(state.step):
             return
         model.eval()
-        bits = measure_bits(model, course.validation(), token_bytes, settings.eval_tokens, world)
+        if course.measure is not None:
+            record = course.measure(model)
+            if world.is_main:
+                metrics.append({"step": state.step, **record})
+            world.barrier()
+            return
+        bits = measure_bits(model, course.validation(), token_bytes, course.eval_tokens, world)
         if bits.num_bytes == 0:
             display.say(f"step {state.step}: there is no validation text, so no bits per byte")
             return
@@ -164,6 +199,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             display.say(f"step {state.step}: {sample.prompt!r} -> {sample.text!r}")
 
     def log(record: dict) -> None:
+        record |= course.describe_step()
         if world.is_main:
             metrics.append(record)
             tracking.check(display.say)
@@ -191,9 +227,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             Event("sample", settings.sample_every, write_samples),
         ),
         log_every=job.settings.runtime.log_every,
-        flops_per_token=float(flops_per_token(course.config)),
+        flops_per_token=float(flops_per_token(course.config)) if course.take is None else None,
         peak_flops=peak_flops(world.device, job.dtype),
     )
+    if state.step == 0 and course.measure is not None:
+        evaluate(state)
     if state.step >= course.num_steps:
         display.say(f"{course.stage} already has its {course.num_steps} steps")
     tracking = start_tracking(job.settings.runtime.track if world.is_main else None, paths, display.say)
@@ -207,7 +245,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         loader.close()
         display.finish()
         tracking.close(display.say)
-    return _write_result(job, course, state, metrics, compiled, memory.close(display))
+    return write_result(job, course, state, metrics, compiled, memory.close(display))
 
 
 def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:
@@ -284,58 +322,3 @@ def compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tens
         return model.loss(ids, targets)
 
     return loss, f"yes (with {reason}; the first step takes longer)"
-
-
-def _announce(job: Job, course: Course, model: GPT, state: TrainState, compiled: str, display: Display) -> None:
-    config, world = course.config, job.world
-    params = count_params(config)
-    tokens = course.plan["total_batch_tokens"]
-    display.say(
-        f"{course.stage}: {config.n_layer} layers, width {config.n_embd}, context {config.context}, "
-        f"vocabulary {config.vocab_size:,}; {params['total'] / 1e6:,.1f}M parameters"
-    )
-    display.say(
-        f"device {name_device(world.device)} x {world.world_size}, {str(job.dtype).removeprefix('torch.')} "
-        f"({job.dtype_reason}); compiled: {compiled}"
-    )
-    display.say(
-        f"{course.num_steps:,} steps of {tokens:,} tokens = {course.num_steps * tokens:,} tokens, "
-        f"{course.num_microbatches} micro-batches a step and device"
-    )
-    for note in course.notes:
-        display.say(note)
-    if state.step:
-        display.say(f"{state.step:,} steps and {format_seconds(state.seconds)} are done")
-
-
-def _write_result(
-    job: Job, course: Course, state: TrainState, metrics: MetricsFile, compiled: str, memory: dict[str, Any]
-) -> dict[str, Any]:
-    result = {
-        "stage": course.stage,
-        "step": state.step,
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "loss": state.smoothed_loss,
-        "val_bpb": metrics.value_at(state.step, "val_bpb"),
-        "best_val_bpb": state.best,
-        "best_checkpoint": find_best(job.run.stage(course.stage).steps(), metrics.values("val_bpb")),
-        "skipped": state.skipped,
-        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
-        "num_params": count_params(course.config)["total"],
-        "source": course.source,
-        "device": name_device(job.world.device),
-        "world_size": job.world.world_size,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "dtype_reason": job.dtype_reason,
-        "compiled": compiled,
-        "device_batch_size": course.plan["device_batch_size"],
-        **memory,
-        "tokenizer_hash": course.tokenizer.hash,
-        "nanochat_version": nanochat.__version__,
-        **course.describe_data(),
-    }
-    if job.world.is_main:
-        write_atomically(job.run.stage(course.stage).result, json.dumps(result, indent=1))
-    job.world.barrier()
-    return result

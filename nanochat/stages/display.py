@@ -104,7 +104,8 @@ class Display:
     def show_step(self, stage: str, record: dict, num_steps: int) -> None:
         """One record of the training loop."""
         loss = "no targets" if record["loss"] is None else f"loss {record['loss']:.4f}"
-        parts = [loss, f"lr x{record['lr']:.2f}", f"{record['tokens_per_second']:,.0f} tok/s"]
+        reward = [f"reward {record['reward']:.3f}"] if "reward" in record else []
+        parts = [*reward, loss, f"lr x{record['lr']:.2f}", f"{record['tokens_per_second']:,.0f} tok/s"]
         if record["mfu"] is not None:
             parts.append(f"mfu {100 * record['mfu']:.1f}%")
         if record["skipped"]:

@@ -31,7 +31,7 @@ def memory_errors(job: Job, stage: str) -> Iterator[None]:
 
 def _explain(job: Job, stage: str) -> CapacityError:
     parts = [_describe_device(job)]
-    if stage not in ("base", "mid", "sft"):
+    if stage not in ("base", "mid", "sft", "rl"):
         return CapacityError(f"out of memory in {stage}: {parts[0]}", _suggest_other(job, stage))
     config = plan_model(job.settings)
     rows = _find_rows(job, stage)
@@ -68,7 +68,7 @@ def _find_rows(job: Job, stage: str) -> int:
     return found.rows if found is not None else 1
 
 
-def _suggest(job: Job, stage: Literal["base", "mid", "sft"], rows: int, config: GPTConfig) -> str:
+def _suggest(job: Job, stage: Literal["base", "mid", "sft", "rl"], rows: int, config: GPTConfig) -> str:
     """Fewer rows, the same step; where there are none, a new run with less context."""
     total_tokens, _ = plan_total_tokens(job.settings, stage)
     candidates = list_rows(total_tokens, config.context, job.world.world_size)

@@ -85,6 +85,7 @@ def run_finetune(
         start=lambda: checkpoint.model,
         open_loader=open_training,
         validation=lambda: iter_validation(job, settings, tokenizer, rows, config.context),
+        eval_tokens=settings.eval_tokens,
         sample=lambda model: sample_answers(model, tokenizer),
         describe_data=describe_data,
         source=str(source),

@@ -48,7 +48,7 @@ class Fit:
     conditions: dict[str, Any]
 
 
-def fit_batch(job: Job, stage: Literal["base", "mid", "sft"], config: GPTConfig, display: Display) -> Job:
+def fit_batch(job: Job, stage: Literal["base", "mid", "sft", "rl"], config: GPTConfig, display: Display) -> Job:
     """The job of a stage with a number in the place of `auto`; says how it was found, or that it was kept.
 
     Collective: every rank calls this. Raises UsageError where no number of rows divides the step, and

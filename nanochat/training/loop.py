@@ -1,4 +1,4 @@
-"""The one optimizer loop for base, mid and sft: accumulation, schedule, step, finite check, stop, save and log.
+"""The one optimizer loop for base, mid, sft and rl: accumulation, schedule, step, finite check, stop, save and log.
 
 Knows no preset, no checkpoint format, no evaluation and no engine: a Recipe brings what differs.
 """
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nanochat.data.batch import IGNORED
+from nanochat.data.batch import IGNORED, WeightedBatch
 from nanochat.errors import NumericalError, StoppedError
 from nanochat.model.optim import MuonAdamW
 from nanochat.runtime import World, deterministic_kernels
@@ -86,8 +86,9 @@ class Event:
 class Recipe:
     """What differs between stages.
 
-    microbatches: this rank's micro-batches of the next step.
-    loss: summed nats of one micro-batch over its targets, a float32 scalar.
+    microbatches: this rank's micro-batches of the next step; none only where no rank has any.
+    loss: summed nats of one micro-batch over its targets, a float32 scalar; takes ids, targets and, of a WeightedBatch,
+    the weights.
     save: write a checkpoint of the state; always before the events of a step. save_every: steps between two saves, 0:
     only after the last step; save_seconds: and whenever so much time has gone by since the last.
     progress: told what comes next (how many steps are done, "data", "step", "save" or an event's name).
@@ -98,7 +99,7 @@ class Recipe:
     model: nn.Module
     optimizer: MuonAdamW
     microbatches: Callable[[], Sequence[Batch]]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     num_steps: int
     warmup: float
     warmdown: float
@@ -211,7 +212,8 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
     for index, batch in enumerate(batches):
         ids = batch.ids.to(world.device, non_blocking=True)
         targets = batch.targets.to(world.device, non_blocking=True)
-        loss = recipe.loss(ids, targets) / num_targets
+        weights = (batch.weights.to(world.device, non_blocking=True),) if isinstance(batch, WeightedBatch) else ()
+        loss = recipe.loss(ids, targets, *weights) / num_targets
         with optimizer.reducing(last=index == len(batches) - 1):
             loss.backward()
         total += loss.detach()

@@ -1,0 +1,174 @@
+"""Rollouts: several sampled answers to each of some questions, with tools, each graded.
+
+Knows neither files nor settings nor what the answers are for: practice, a check or pass@k.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nanochat.engine.engine import Engine, Request
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.tool_loop import ToolLoop
+from nanochat.evals.chat import show_parts, split_parts, without_answer
+from nanochat.evals.passk import estimate_pass_at_k
+from nanochat.runtime import World
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.bpe import Tokenizer
+from nanochat.tokenizer.chat import render, render_prompt
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How answers are sampled. seed: a text; with it, the same model gives the same answers to the same questions."""
+
+    num_samples: int
+    seed: str
+    temperature: float = 1.0
+    top_k: int | None = 50
+    max_new_tokens: int = 256
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer. ids: the prompt and the answer with its stop token; chosen: those that the model chose itself.
+
+    num_tokens: of the answer, tool output included. truncated: cut for its length. text: for people, tool calls as
+    `[2+2 -> 4]`.
+    """
+
+    ids: list[int]
+    chosen: list[bool]
+    num_tokens: int
+    truncated: bool
+    with_tool: bool
+    text: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """All answers to one question, which is the number of an example of the task."""
+
+    question: int
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def num_right(self) -> int:
+        return sum(reward > 0 for reward in self.rewards)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some answers are better than others."""
+        return min(self.rewards) < max(self.rewards)
+
+
+def find_fitting(task: Task, tokenizer: Tokenizer, context: int) -> list[int]:
+    """Numbers of the examples that fit the context with their right answer."""
+    return [index for index in range(task.num_examples()) if len(render(tokenizer, task.example(index))[0]) <= context]
+
+
+def sample_groups(
+    model,
+    tokenizer: Tokenizer,
+    task: Task,
+    questions: Sequence[int],
+    plan: SamplingPlan,
+    world: World | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Group]:
+    """Answer every question plan.num_samples times; groups come in the order of the questions, on every rank all.
+
+    model: a GPT. questions: numbers of examples whose prompts leave room in the context; one may stand twice.
+    progress(done, all) counts this rank's answers. Collective: rank r answers questions r, r + n, ...
+    """
+    world = world or World()
+    places = range(world.rank, len(questions), world.world_size)
+    mine = dict(zip(places, _answer(model, tokenizer, task, questions, places, plan, progress), strict=True))
+    found: dict[int, Group] = {}
+    for part in world.all_gather(mine):
+        found |= part
+    return [found[place] for place in range(len(questions))]
+
+
+def _answer(
+    model,
+    tokenizer: Tokenizer,
+    task: Task,
+    questions: Sequence[int],
+    places: Sequence[int],
+    plan: SamplingPlan,
+    progress: Callable[[int, int], None] | None,
+) -> list[Group]:
+    if not places:
+        return []
+    examples = [task.example(questions[place]) for place in places]
+    prompts = [render_prompt(tokenizer, without_answer(example)) for example in examples]
+    num_answers = len(places) * plan.num_samples
+    engine = Engine(
+        model,
+        num_slots=min(plan.batch_size, num_answers),
+        max_context=min(model.config.context, max(map(len, prompts)) + plan.max_new_tokens),
+        tool_loop=ToolLoop.from_tokenizer(tokenizer),
+        eos_ids=(tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id),
+    )
+    for number in range(num_answers):  # answers to one question stand together: they share the prompt's keys
+        row, sample = divmod(number, plan.num_samples)
+        seed = random.Random(f"{plan.seed}/{places[row]}/{sample}").getrandbits(62)
+        params = SamplingParams(plan.temperature, plan.top_k, seed=seed, max_new_tokens=plan.max_new_tokens)
+        engine.add(Request(number, prompts[row], params))
+    ids: list[list[int]] = [[] for _ in range(num_answers)]
+    forced: list[list[bool]] = [[] for _ in range(num_answers)]
+    truncated, done = [False] * num_answers, 0
+    while engine.num_active:
+        for event in engine.step():
+            assert isinstance(event.request_id, int) and event.token is not None
+            ids[event.request_id].append(event.token)
+            forced[event.request_id].append(event.forced)
+            if event.finish:
+                truncated[event.request_id] = event.finish == "length"
+                done += 1
+                if progress:
+                    progress(done, num_answers)
+    groups = []
+    for row, place in enumerate(places):
+        rollouts = []
+        for number in range(row * plan.num_samples, (row + 1) * plan.num_samples):
+            parts = split_parts(tokenizer, ids[number])
+            said = "".join(part.text for part in parts if part.kind == "text")
+            rollouts.append(
+                Rollout(
+                    ids=[*prompts[row], *ids[number]],
+                    chosen=[False] * len(prompts[row]) + [not value for value in forced[number]],
+                    num_tokens=len(ids[number]),
+                    truncated=truncated[number],
+                    with_tool=any(forced[number]),
+                    text=show_parts(parts),
+                    reward=float(bool(task.evaluate(examples[row], said))),
+                )
+            )
+        groups.append(Group(questions[place], tuple(rollouts)))
+    return groups
+
+
+def measure_pass_at_k(groups: Sequence[Group]) -> dict[str, float]:
+    """`pass_at_1`, `pass_at_2`, `pass_at_4`, ... up to all answers, as means over the questions.
+
+    pass_at_1_stderr is the standard error of that mean.
+    """
+    num_samples = len(groups[0].rollouts)
+    ks = sorted({2**power for power in range(num_samples.bit_length())} | {num_samples})
+    values = {}
+    for k in ks:
+        each = [estimate_pass_at_k(num_samples, group.num_right, k) for group in groups]
+        values[f"pass_at_{k}"] = sum(each) / len(each)
+        if k == 1 and len(each) > 1:
+            variance = sum((value - values["pass_at_1"]) ** 2 for value in each) / (len(each) - 1)
+            values["pass_at_1_stderr"] = math.sqrt(variance / len(each))
+    return values

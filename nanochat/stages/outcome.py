@@ -1,0 +1,74 @@
+"""The two ends of a training stage: what it says before its first step, and the result that it writes last."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import nanochat
+from nanochat.disk import write_atomically
+from nanochat.model.accounting import count_params
+from nanochat.runtime import name_device
+from nanochat.stages.display import Display, format_seconds
+from nanochat.stages.job import Job
+from nanochat.training.loop import TrainState
+from nanochat.training.metrics import MetricsFile
+
+if TYPE_CHECKING:
+    from nanochat.stages.course import Course
+
+
+def announce(job: Job, course: "Course", state: TrainState, compiled: str, display: Display) -> None:
+    """Say what is going to be trained, on what, and how far it is."""
+    config, world = course.config, job.world
+    params = count_params(config)
+    tokens = course.plan["total_batch_tokens"]
+    display.say(
+        f"{course.stage}: {config.n_layer} layers, width {config.n_embd}, context {config.context}, "
+        f"vocabulary {config.vocab_size:,}; {params['total'] / 1e6:,.1f}M parameters"
+    )
+    display.say(
+        f"device {name_device(world.device)} x {world.world_size}, {str(job.dtype).removeprefix('torch.')} "
+        f"({job.dtype_reason}); compiled: {compiled}"
+    )
+    display.say(
+        course.extent
+        or f"{course.num_steps:,} steps of {tokens:,} tokens = {course.num_steps * tokens:,} tokens, "
+        f"{course.num_microbatches} micro-batches a step and device"
+    )
+    for note in course.notes:
+        display.say(note)
+    if state.step:
+        display.say(f"{state.step:,} steps and {format_seconds(state.seconds)} are done")
+
+
+def write_result(
+    job: Job, course: "Course", state: TrainState, metrics: MetricsFile, compiled: str, memory: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `result.json`, whose presence means done. Collective: every rank calls this."""
+    result = {
+        "stage": course.stage,
+        "step": state.step,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "loss": state.smoothed_loss,
+        "val_bpb": metrics.value_at(state.step, "val_bpb"),
+        "best_val_bpb": state.best,
+        "best_checkpoint": course.find_best(job.run.stage(course.stage).steps(), metrics),
+        "skipped": state.skipped,
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
+        "num_params": count_params(course.config)["total"],
+        "source": course.source,
+        "device": name_device(job.world.device),
+        "world_size": job.world.world_size,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype_reason": job.dtype_reason,
+        "compiled": compiled,
+        "device_batch_size": course.plan["device_batch_size"],
+        **memory,
+        "tokenizer_hash": course.tokenizer.hash,
+        "nanochat_version": nanochat.__version__,
+        **course.describe_data(),
+    }
+    if job.world.is_main:
+        write_atomically(job.run.stage(course.stage).result, json.dumps(result, indent=1))
+    job.world.barrier()
+    return result
