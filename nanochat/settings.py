@@ -126,6 +126,7 @@ class SftSettings(FinetuneSettings):
     """Supervised fine-tuning."""
 
     lr_scale: float = Field(default=0.02, gt=0)
+    """Multiplies the three rates: small, for the model keeps what it knows."""
 
 
 class RlSettings(TrainSettings):
@@ -148,7 +149,9 @@ class RlSettings(TrainSettings):
     batch_size: int = Field(default=128, ge=1)
     """Answers of one device that are sampled at once: slots of the engine."""
     lr_scale: float = Field(default=0.05, gt=0)
+    """Multiplies the three rates: too large a one is seen in pass@1 that falls."""
     warmdown: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps, at the end, over which the rates fall linearly to 0; 1: from the first step on."""
     eval_every: int = Field(default=60, ge=0)
     """Steps between two measurements of pass@k on test questions; also before the first and after the last."""
     eval_questions: int = Field(default=128, ge=1)

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -282,7 +282,9 @@ def test_several_answers_of_several_ranks_are_those_of_one_process() -> None:
 
 def test_a_question_with_an_answer_that_could_not_be_graded_is_ungraded() -> None:
     class Shaky(SumTask):
-        def evaluate_all(self, items: Sequence[tuple[Conversation, str]]) -> list[bool | None]:
+        def evaluate_all(
+            self, items: Sequence[tuple[Conversation, str]], progress: Callable[[int, int], None] | None = None
+        ) -> list[bool | None]:
             return [None if number == 5 else True for number in range(len(items))]
 
     score = evaluate_chat(Shaky(), Doubter(), TOKENIZER, answers_each=4, temperature=1.0)
