@@ -38,9 +38,12 @@ def show(
             f"the answers of step {step} are not kept, only those of {len(steps)} steps ({kept})",
             f"nanochat rl show {paths.name} --step {steps[-1]}",
         )
-    records = files.read(steps[-1] if step is None else step)
+    chosen = steps[-1] if step is None else step
+    others = [other for other in steps if other != chosen]
+    again = f"nanochat rl show {paths.name} --step {others[-1]}" if others else f"nanochat runs show {paths.name}"
+    records = files.read(chosen, again)
     if best or worst:
-        records = sorted(records, key=lambda record: (record.get("advantage", 0.0), record.get("reward", 0.0)))
+        records = sorted(records, key=lambda record: (record["advantage"], record["reward"]))
         records = records[::-1] if best else records
     if invocation.as_json:
         invocation.console.show_json(records[:limit] if best or worst else records)
@@ -55,11 +58,12 @@ def show(
 def summarize(records: Sequence[dict[str, Any]]) -> str:
     """One line for the whole step."""
     num = len(records)
-    right, cut, tokens = (sum(float(r.get(key) or 0) for r in records) for key in ("reward", "truncated", "tokens"))
-    questions = len({record.get("question") for record in records})
+    right, tokens = (sum(record[key] for record in records) for key in ("reward", "tokens"))
+    cut = sum(bool(record.get("truncated")) for record in records)
+    questions = len({record["question"] for record in records})
     return (
-        f"step {records[0].get('step')}: {questions} questions, {num} answers, {right / num:.1%} right, "
-        f"{tokens / num:.1f} tokens on average, {cut:.0f} cut"
+        f"step {records[0]['step']}: {questions} questions, {num} answers, {right / num:.1%} right, "
+        f"{tokens / num:.1f} tokens on average, {cut} cut"
     )
 
 
@@ -74,10 +78,10 @@ def describe_questions(records: Sequence[dict[str, Any]], limit: int) -> list[st
     """
     by_question: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
-        by_question.setdefault(record.get("question"), []).append(record)
+        by_question.setdefault(record["question"], []).append(record)
     shown = []
     for group in list(by_question.values())[:limit]:
-        num_right = sum(bool(record.get("reward")) for record in group)
+        num_right = sum(record["reward"] > 0 for record in group)
         lines = [
             f"\n{_line(group[0].get('prompt'))}  (right: {_line(group[0].get('right'))}; "
             f"{num_right} of {len(group)} right)"
@@ -91,13 +95,13 @@ def describe_questions(records: Sequence[dict[str, Any]], limit: int) -> list[st
 def describe_answer(record: dict[str, Any]) -> str:
     return (
         f"\n{_line(record.get('prompt'))}  (right: {_line(record.get('right'))})\n"
-        f"  {record.get('advantage', 0):+.3f} {_verdict(record)}, {record.get('tokens')} tokens  "
+        f"  {record['advantage']:+.3f} {_verdict(record)}, {record['tokens']} tokens  "
         f"{_line(record.get('answer'))}"
     )
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    return ("right" if record.get("reward") else "wrong") + (", cut" if record.get("truncated") else "")
+    return ("right" if record["reward"] > 0 else "wrong") + (", cut" if record.get("truncated") else "")
 
 
 def _line(text: object) -> str:

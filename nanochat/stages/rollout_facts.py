@@ -72,12 +72,8 @@ class Watch:
                 f"the answers to each question were all right or all wrong ({facts['reward']:.0%} right): "
                 "such a step has no gradient and changes nothing",
             ),
-            "all cut": (
-                facts["truncated"] == 1,
-                f"every answer was cut at {wish.max_new_tokens} tokens: {longer}, in a new run",
-            ),
             "cut": (
-                MUCH_TRUNCATED <= facts["truncated"] < 1,
+                facts["truncated"] >= MUCH_TRUNCATED,
                 f"{facts['truncated']:.0%} of answers were cut at {wish.max_new_tokens} tokens: {longer}, in a new run",
             ),
             "collapse": (

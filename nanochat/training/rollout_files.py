@@ -16,6 +16,10 @@ MAX_TEXT_CHARS = 4_000
 """Of a question or an answer: bounds what a step takes on the disk."""
 
 
+NUMBERS = ("step", "question", "sample", "reward", "advantage", "tokens")
+"""What every record must have as a number; its texts may be anything."""
+
+
 class RolloutFiles:
     """`<folder>/step_000001.jsonl` and so on. keep: newest steps that stay; 0: nothing is written."""
 
@@ -49,18 +53,24 @@ class RolloutFiles:
                 if later > step:
                     self.path(later).unlink(missing_ok=True)
 
-    def read(self, step: int) -> list[dict[str, Any]]:
-        """The answers of a step. Raises DataError where its file is absent or damaged."""
+    def read(self, step: int, hint: str = "nanochat rl show") -> list[dict[str, Any]]:
+        """The answers of a step, at least one. Raises DataError, with the hint, where its file is absent or damaged."""
         path = self.path(step)
         try:
             records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}", "nanochat rl show  # another step with --step") from None
-        if not all(isinstance(record, dict) for record in records):
-            raise DataError(
-                f"{path} holds a line that is not an object", "nanochat rl show  # another step with --step"
-            )
+            raise DataError(f"{path} cannot be read: {error}", hint) from None
+        if not records:
+            raise DataError(f"{path} is empty", hint)
+        for number, record in enumerate(records, start=1):
+            wrong = [key for key in NUMBERS if not isinstance(record, dict) or not _is_number(record.get(key))]
+            if wrong:
+                raise DataError(f"{path}: answer {number} has no number as its {wrong[0]!r}", hint)
         return records
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _cut(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import torch.distributed as dist
 from nanochat.checkpoint import load_checkpoint
 from nanochat.paths import RunPaths
 from nanochat.processes import is_running, send_signal
-from nanochat.ranks import RankMark, read_marks
+from nanochat.ranks import RankMark
 from nanochat.training.metrics import MetricsFile
+from tests.stages.processes import Launch, ranks
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"),
@@ -44,60 +45,6 @@ def patch():
 if "FAULT" in os.environ or "STEP_SECONDS" in os.environ:
     threading.Thread(target=patch, daemon=True).start()
 """
-
-
-class Launch:
-    """The command line in a process of its own, its output in a file."""
-
-    def __init__(
-        self, settings: Path, *options: str, environ: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
-    ) -> None:
-        self.run = RunPaths(settings.parent)
-        self.output = settings.parents[2] / f"output_{time.time_ns()}"
-        words = ["train", "base", "--run", self.run.name, "--home", str(settings.parents[2]), *options]
-        with self.output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "nanochat.cli.main", *words],
-                stdout=file,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | (environ or {}),
-                start_new_session=True,
-            )
-
-    def wait(self, seconds: float = 120) -> int:
-        try:
-            return self.process.wait(seconds)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-
-    def wait_for(self, is_true: Callable[[], object], seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while not is_true():
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < end, f"it never happened: {self.text}"
-            time.sleep(0.05)
-
-    def wait_for_step(self, step: int) -> None:
-        self.wait_for(lambda: self.step >= step)
-
-    @property
-    def step(self) -> int:
-        records = MetricsFile(self.run.stage("base").metrics).read()
-        return records[-1]["step"] if records else 0
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text(errors="replace")
-
-    @property
-    def marks(self) -> list[RankMark]:
-        return read_marks(self.run.logs("base"))
-
-
-def ranks(number: int, *more: str) -> tuple[str, ...]:
-    return ("--device", "cpu", "--gpus", str(number), *more)
 
 
 def add_fault(folder: Path) -> dict[str, str]:

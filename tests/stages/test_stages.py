@@ -20,28 +20,9 @@ from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
 from nanochat.stages.lock import find_holder
 from nanochat.training.metrics import MetricsFile
+from tests.stages.processes import run_until
 
 Start = Callable[..., Path]
-
-# Ends itself with a signal right after the metrics line of a step is written.
-ENDING = """
-import os, sys
-from nanochat.training.metrics import MetricsFile
-append = MetricsFile.append
-def append_and_end(self, record):
-    append(self, record)
-    if "loss" in record and record["step"] == int(sys.argv[1]):
-        os.kill(os.getpid(), int(sys.argv[2]))
-MetricsFile.append = append_and_end
-from nanochat.stages.__main__ import main
-sys.exit(main(["base", sys.argv[3]]))
-"""
-
-
-def run_until(settings: Path, step: int, number: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", ENDING, str(step), str(int(number)), str(settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def read_losses(run: Path, stage: str = "base") -> list[tuple[int, float]]:
