@@ -32,7 +32,7 @@ def run_pipeline(
     cluster: Cluster = ALONE,
     track: Track = None,
 ) -> int:
-    """Run the whole pipeline: data, tokenizer, base, mid, sft, rl, eval, report. Finished stages are skipped."""
+    """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, rl, report. Finished stages are skipped."""
     target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
     stages = list_stages(target)
     for stage in stages[1:]:  # everything is checked before anything is started
@@ -84,32 +84,56 @@ def list_stages(target: Target) -> tuple[str, ...]:
 
 
 def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
-    """Tokenizer, base, mid, sft, rl and eval in order, up to the first that fails; returns its exit code."""
-    trained, again = False, ("run", "--run", target.run.name)
-    stages = list_stages(target)
-    for stage in stages:
-        if is_done(target.run, stage):
-            invocation.console.say(f"{describe_result(stage, read_result(target.run, stage))}, skipped")
-            continue
-        following = (*stages, "eval")[stages.index(stage) + 1]
-        if stage == "tokenizer":
-            code = start(stage, invocation, target, again=again, following=following)
+    """Train and score in order, up to what fails first; returns its exit code.
+
+    sft is scored and reported before rl begins, which ends with an error where the model never succeeds.
+    """
+    plan = [*STAGES[:-1], "core", "sft scores", *(["rl", "rl scores"] if "rl" in list_stages(target) else [])]
+    trained = False
+    for part in plan:
+        if part in STAGES:
+            if is_done(target.run, part):
+                invocation.console.say(f"{describe_result(part, read_result(target.run, part))}, skipped")
+                continue
+            if part == "rl" and cluster.node_rank == 0 and not invocation.dry_run:
+                write_report(target.run)
+            code, trained = _train(part, invocation, target, cluster), True
+        elif part == "core":
+            code = _score_core(invocation, target, cluster, trained)
         else:
-            code = start(stage, invocation, target, cluster, following=following)
+            code = _score_chat(part.removesuffix(" scores"), invocation, target, cluster, trained)
         if code:
             return code
-        trained = True
         target = target.written()
-    has_core, wish = has_bundle(invocation.workspace.core), target.settings.eval
-    if has_core and (trained or not is_core_done(target.run, wish.core_tasks, wish.max_per_task)):
-        options = ("--of", "base", "--score", "core", "--keep-finished")
-        code = start("evaluate", invocation, target, cluster, options, again, following="eval")
-        if code:
-            return code
-    if not trained and are_scores_done(target.run, target.settings.eval.tasks, stages[-1]):
-        invocation.console.say("eval is done, skipped")
+    return 0
+
+
+def _train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
+    again = ("run", "--run", target.run.name)
+    if stage == "tokenizer":
+        return start(stage, invocation, target, again=again, following="base")
+    following = {"base": "mid", "mid": "sft"}.get(stage, "eval")
+    return start(stage, invocation, target, cluster, following=following)
+
+
+def _score_core(invocation: Invocation, target: Target, cluster: Cluster, trained: bool) -> int:
+    wish = target.settings.eval
+    if not has_bundle(invocation.workspace.core):
+        if trained:
+            invocation.console.say(f"no CORE: its bundle is not at hand; `{AGAIN}` brings it")
         return 0
-    if not has_core:
-        invocation.console.say(f"no CORE: its bundle is not at hand; `{AGAIN}` brings it")
-    options = ("--score", "bpb,chat", "--keep-finished")
-    return start("evaluate", invocation, target, cluster, options, again)
+    if not trained and is_core_done(target.run, wish.core_tasks, wish.max_per_task):
+        return 0
+    options = ("--of", "base", "--score", "core", "--keep-finished")
+    return start("evaluate", invocation, target, cluster, options, ("run", "--run", target.run.name), following="eval")
+
+
+def _score_chat(stage: str, invocation: Invocation, target: Target, cluster: Cluster, trained: bool) -> int:
+    if not trained and are_scores_done(target.run, target.settings.eval.tasks, stage):
+        invocation.console.say(f"eval of {stage} is done, skipped")
+        return 0
+    options = ("--of", stage, "--score", "bpb,chat", "--keep-finished")
+    following = "rl" if stage != list_stages(target)[-1] else ""
+    return start(
+        "evaluate", invocation, target, cluster, options, ("run", "--run", target.run.name), following=following
+    )

@@ -18,7 +18,10 @@ from nanochat.settings import Settings
 from tests.cli.conftest import make_run
 from tests.core_bundle import write_bundle
 
-ALL_DONE = ("tokenizer", "base", "mid", "sft")
+ALL_DONE = ("tokenizer", "base", "mid", "sft", "rl")
+
+RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "rl", "evaluate"]
+"""What `nanochat run` starts, in its order."""
 
 
 @pytest.fixture
@@ -40,9 +43,10 @@ def launched(monkeypatch):
             record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
             (folder / "base_core.json").write_text(json.dumps(record))
         elif stage == "evaluate":
+            of = options[options.index("--of") + 1].split("@")[0]
             for name in ("bpb", *read_saved(settings)[1].eval.tasks):
-                record = {"stage": "sft", "step": 20, "name": name, "accuracy": 0.5, "total": 2}
-                (folder / f"sft_{name}.json").write_text(json.dumps(record))
+                record = {"stage": of, "step": 20, "name": name, "accuracy": 0.5, "total": 2}
+                (folder / f"{of}_{name}.json").write_text(json.dumps(record))
         else:
             (folder / "plan.json").write_text("{}")
             (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))
@@ -57,12 +61,12 @@ def launched(monkeypatch):
 def test_run_goes_through_all_stages_then_skips_them_all(nanochat, launched, home) -> None:
     outcome = nanochat("run", "--preset", "demo")
     assert outcome.code == 0, outcome.err
-    assert [stage for stage, _ in launched.calls] == [*ALL_DONE, "evaluate"]
+    assert [stage for stage, _ in launched.calls] == RUN
     assert outcome.out.split() == [str(home / "runs/demo/report.md"), str(home / "runs/demo/report.html")]
     assert "nanochat chat demo" in outcome.err
     again = nanochat("run", "--preset", "demo")
-    assert again.code == 0 and len(launched.calls) == 5
-    for stage in (*ALL_DONE, "eval"):
+    assert again.code == 0 and len(launched.calls) == len(RUN)
+    for stage in (*ALL_DONE, "eval of sft", "eval of rl"):
         assert any(line.startswith(f"{stage} is done") and line.endswith("skipped") for line in again.err.splitlines())
 
 
@@ -71,7 +75,25 @@ def test_run_stops_at_the_stage_that_fails_and_goes_on_from_there(nanochat, laun
     assert nanochat("run", "--preset", "demo").code == 75
     launched.codes.clear()
     assert nanochat("run", "--preset", "demo").code == 0
-    assert [stage for stage, _ in launched.calls] == ["tokenizer", "base", "mid", "mid", "sft", "evaluate"]
+    assert [stage for stage, _ in launched.calls] == [*RUN[:3], "mid", *RUN[3:]]
+
+
+def test_a_model_that_rl_cannot_teach_is_scored_and_reported(nanochat, launched, home) -> None:
+    launched.codes["rl"] = 7
+    assert nanochat("run", "--preset", "demo").code == 7
+    assert [stage for stage, _ in launched.calls] == RUN[:-1]
+    assert "sft" in (home / "runs/demo/report.md").read_text()
+    launched.codes.clear()
+    assert nanochat("run", "--preset", "demo").code == 0
+    assert [options[:2] for stage, options in launched.calls if stage == "evaluate"] == [
+        ("--of", "sft"),
+        ("--of", "rl"),
+    ]
+
+
+def test_without_a_task_to_practise_rl_is_left_out(nanochat, launched) -> None:
+    assert nanochat("run", "--preset", "demo", "--set", "rl.task=none").code == 0
+    assert [stage for stage, _ in launched.calls] == RUN[:-2]
 
 
 def test_train_writes_complete_settings_before_it_starts_the_worker(nanochat, launched, home) -> None:
@@ -140,13 +162,16 @@ def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat,
     write_bundle(home / "core", ["copa"])
     assert nanochat("run", "--preset", "demo").code == 0
     scored = [options[:4] for stage, options in launched.calls if stage == "evaluate"]
-    assert scored == [("--of", "base", "--score", "core"), ("--score", "bpb,chat", "--keep-finished")]
-    assert nanochat("run", "--preset", "demo").code == 0 and len(launched.calls) == 6
+    assert scored == [("--of", of, "--score", "core" if of == "base" else "bpb,chat") for of in ("base", "sft", "rl")]
+    num_calls = len(RUN) + 1
+    assert nanochat("run", "--preset", "demo").code == 0 and len(launched.calls) == num_calls
     (home / "runs/demo/eval/base_core.json").unlink()
     assert nanochat("run", "--preset", "demo").code == 0
-    assert [options[3] for _, options in launched.calls[6:]] == ["core"]
+    assert [options[3] for _, options in launched.calls[num_calls:]] == ["core"]
     assert nanochat("run", "--preset", "demo", "--set", "eval.max_per_task=7").code == 0
-    assert [options[3] for _, options in launched.calls[7:]] == ["core"], "what was scored otherwise is scored again"
+    assert [options[3] for _, options in launched.calls[num_calls + 1 :]] == ["core"], (
+        "what was scored otherwise is scored again"
+    )
 
 
 def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched, home) -> None:
@@ -182,10 +207,7 @@ def test_scores_are_shown_with_their_errors_and_the_tasks_of_core(nanochat, laun
 def test_a_dry_run_starts_and_writes_nothing(nanochat, launched, home) -> None:
     outcome = nanochat("run", "--preset", "demo", "--dry-run")
     assert outcome.code == 0
-    assert [line.split("nanochat.stages ")[1].split()[0] for line in outcome.out.splitlines()] == [
-        *ALL_DONE,
-        "evaluate",
-    ]
+    assert [line.split("nanochat.stages ")[1].split()[0] for line in outcome.out.splitlines()] == RUN
     assert not launched.calls and not home.exists()
 
 
