@@ -69,6 +69,11 @@ class RunPaths:
         return self.root / "tokenizer"
 
     @property
+    def compression(self) -> Path:
+        """What `tokenize eval` measured."""
+        return self.tokenizer / "compression.json"
+
+    @property
     def eval(self) -> Path:
         return self.root / "eval"
 
@@ -120,6 +125,11 @@ class Workspace:
     @property
     def tasks(self) -> Path:
         return self.home / "tasks"
+
+    @property
+    def ranks(self) -> Path:
+        """Rank files of published vocabularies, where somebody put them."""
+        return self.home / "ranks"
 
     @property
     def core(self) -> Path:

@@ -1,5 +1,6 @@
 """`nanochat tokenize train | encode | eval`."""
 
+import json
 import sys
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from nanochat.cli.options import (
 )
 from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result
 from nanochat.cli.train import describe_result, start
+from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
 
 app = new_group("Train a tokenizer, and see what it does to text.")
@@ -75,24 +77,21 @@ def encode_text(
 @command(app, "eval", "nanochat tokenize eval --run demo")
 def evaluate_tokenizer(invocation: Invocation, run: RunName = None) -> None:
     """Bytes per token on several kinds of text, beside GPT-2 and GPT-4 where their rank files are at hand."""
-    from nanochat.evals.compression import PUBLISHED, Encode, load_ranks, measure_compression
+    from nanochat.evals.compression import compare_vocabularies
     from nanochat.tokenizer.bpe import load_tokenizer
 
     paths = choose_run(invocation, run)
-    encoders: dict[str, Encode] = {paths.name: load_tokenizer(paths.tokenizer).encode}
-    folder = invocation.home / "ranks"
-    for name, (file, pattern) in PUBLISHED.items():
-        if (folder / file).is_file():
-            encoders[name] = load_ranks(folder / file, pattern)
-        else:
-            invocation.console.say(f"{name} is not compared: there is no {folder / file}")
-    found = measure_compression(encoders)
+    tokenizer = load_tokenizer(paths.tokenizer)
+    found, missing = compare_vocabularies(paths.name, tokenizer.encode, invocation.workspace.ranks)
+    for line in missing:
+        invocation.console.say(line)
+    write_atomically(paths.compression, json.dumps(found, indent=1) + "\n")
     if invocation.as_json:
-        values = [
-            {"kind": item.kind, "bytes": item.num_bytes, **{name: item.ratio(name) for name in encoders}}
-            for item in found
-        ]
-        invocation.console.show_json(values)
+        invocation.console.show_json(found["kinds"])
         return
-    rows = [(item.kind, f"{item.num_bytes:,}", *(f"{item.ratio(name):.2f}" for name in encoders)) for item in found]
-    invocation.console.show(format_table(rows, ("bytes per token", "bytes", *encoders), range(1, len(encoders) + 2)))
+    names = list(found["kinds"][0]["bytes_per_token"])
+    rows = [
+        (item["kind"], f"{item['bytes']:,}", *(f"{item['bytes_per_token'][name]:.2f}" for name in names))
+        for item in found["kinds"]
+    ]
+    invocation.console.show(format_table(rows, ("bytes per token", "bytes", *names), range(1, len(names) + 2)))

@@ -9,6 +9,7 @@ import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat.errors import DataError
 
@@ -84,10 +85,33 @@ def measure_compression(encoders: Mapping[str, Encode], texts: Mapping[str, str]
     ]
 
 
+def compare_vocabularies(name: str, encode: Encode, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What `tokenizer/compression.json` holds, and a line for each published vocabulary without a good rank file.
+
+    The first is {"kinds": [{"kind": str, "bytes": int, "bytes_per_token": {name of a vocabulary: float}}]}.
+    """
+    encoders, missing = {name: encode}, []
+    for other, (file, pattern) in PUBLISHED.items():
+        try:
+            encoders[other] = load_ranks(folder / file, pattern)
+        except DataError as error:
+            missing.append(f"{other} is not compared: {error.message}")
+    kinds = [
+        {"kind": found.kind, "bytes": found.num_bytes, "bytes_per_token": {key: found.ratio(key) for key in encoders}}
+        for found in measure_compression(encoders)
+    ]
+    return {"kinds": kinds}, missing
+
+
 def load_ranks(path: Path, pattern: str) -> Encode:
-    """The encoder of a rank file: a line is a token in base64 and its rank. Raises DataError where it is damaged."""
+    """The encoder of a rank file: a line is a token in base64 and its rank.
+
+    Raises DataError where there is none or it is damaged.
+    """
     import tiktoken
 
+    if not path.is_file():
+        raise DataError(f"there is no {path}", "nanochat tokenize eval")
     try:
         pairs = [line.split() for line in path.read_bytes().splitlines() if line.strip()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}

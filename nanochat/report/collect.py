@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.paths import RunPaths
+from nanochat.report.compression import KindReport, parse_compression
+from nanochat.report.practice import PracticeReport, collect_practice
 from nanochat.report.scores import ScoreReport, parse_score
 from nanochat.report.values import first_number, read_number, read_text
 
@@ -45,6 +47,10 @@ class StageReport:
     tokens_per_second: float | None = None
     mfu: float | None = None
     samples: tuple[Sample, ...] = ()
+    practice: PracticeReport = PracticeReport()
+    """Of rl alone."""
+    compression: tuple[KindReport, ...] = ()
+    """Of the tokenizer alone."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport
         tokens_per_second=first_number(rates[len(rates) // 2] if rates else None, result.get("tokens_per_second")),
         mfu=first_number(shares[len(shares) // 2] if shares else None, result.get("mfu")),
         samples=tuple(_parse_sample(line) for line in samples),
+        practice=collect_practice(lines),
+        compression=parse_compression(_read_object(run.compression, run, problems) if name == "tokenizer" else {}),
     )
 
 

@@ -10,6 +10,7 @@ from nanochat.report.sections import (
     Table,
     core_table,
     describe_core,
+    describe_isolation,
     fact_table,
     format_score,
     last_samples,
@@ -19,6 +20,7 @@ from nanochat.report.sections import (
     settings_table,
     stage_facts,
     stage_table,
+    stage_tables,
     visible,
 )
 
@@ -94,6 +96,7 @@ def render_html(data: ReportData) -> str:
     parts += ['<h2 id="stages">Stages</h2>', _table(stage_table(data)), '<h2 id="scores">Scores</h2>']
     if data.scores:
         parts.append(_table(score_table(data)))
+        parts += [f"<p>{_text(sentence)}</p>" for sentence in describe_isolation(data)]
         if any(score.pass_at for score in data.scores):
             parts += ["<h3>pass@k</h3>", _table(pass_table(data))]
         parts += [*map(_core, data.scores), *map(_answers, data.scores)]
@@ -118,13 +121,20 @@ def _stage(stage: StageReport) -> str:
     if stage.status == NOT_RUN:
         return "\n".join([*parts, f'<p class="none">Stage {name}: {NOT_RUN}.</p>'])
     curves = (Series("train loss", stage.train_loss, faint=True), Series("train loss", smooth(stage.train_loss)))
+    rewards = stage.practice.rewards
+    if rewards:  # the loss of a policy gradient says nothing
+        curves = (Series("right answers", rewards, faint=True), Series("right answers", smooth(rewards, 0.05)))
     parts += [
-        _figure("Training loss (nats per token)", plot_lines(curves, f"{stage.name}: train loss", "step")),
+        _figure("Right answers in training (share)", plot_lines(curves, f"{stage.name}: right answers", "step"))
+        if rewards
+        else _figure("Training loss (nats per token)", plot_lines(curves, f"{stage.name}: train loss", "step")),
         _figure(
             "Validation (bits per byte)",
             plot_lines((Series("val bpb", stage.val_bpb),), f"{stage.name}: validation bits per byte", "step"),
         ),
     ]
+    for title, table in stage_tables(stage):
+        parts += [f"<h3>{title}</h3>", _table(table)]
     samples = last_samples(stage)
     if samples:
         parts.append("<h3>Samples</h3>")

@@ -9,6 +9,7 @@ from nanochat.report.sections import (
     Table,
     core_table,
     describe_core,
+    describe_isolation,
     fact_table,
     format_score,
     last_samples,
@@ -18,6 +19,7 @@ from nanochat.report.sections import (
     settings_table,
     stage_facts,
     stage_table,
+    stage_tables,
     visible,
 )
 
@@ -35,6 +37,7 @@ def render_markdown(data: ReportData) -> str:
     lines += ["## Stages", "", *render_table(stage_table(data)), "", "## Scores", ""]
     if data.scores:
         lines += [*render_table(score_table(data)), ""]
+        lines += [line for sentence in describe_isolation(data) for line in (escape(sentence), "")]
         if any(score.pass_at for score in data.scores):
             lines += ["### pass@k", "", *render_table(pass_table(data)), ""]
         for score in data.scores:
@@ -74,7 +77,7 @@ def _stage(stage: StageReport) -> list[str]:
     if stage.val_bpb:
         rows = tuple((f"{step:,}", f"{bpb:.4f}") for step, bpb in stage.val_bpb[-10:])
         lines += [*render_table(Table(("step", "val bpb"), rows, numeric=frozenset({0, 1}))), ""]
-    for title, table in stage_facts(stage):
+    for title, table in (*stage_tables(stage), *stage_facts(stage)):
         lines += [f"### {title} of {escape(stage.name)}", "", *render_table(table), ""]
     samples = last_samples(stage)
     if samples:

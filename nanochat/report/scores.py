@@ -60,6 +60,8 @@ class ScoreReport:
     core_tasks: tuple[CoreTaskReport, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
     max_per_task: int | None = None
+    isolation: str = ""
+    """What closed off the code that was run for the score."""
 
 
 def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
@@ -89,7 +91,17 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
         core_tasks=tuple(_parse_core_task(item) for item in read_tables(value.get("core_tasks"))),
         missing=tuple((label, read_text(why)) for label, why in read_table(value.get("missing")).items()),
         max_per_task=read_count(read_table(value.get("settings")).get("max_per_task")),
+        isolation=_describe_isolation(read_table(value.get("isolation"))),
     )
+
+
+def _describe_isolation(value: dict[str, Any]) -> str:
+    if "level" not in value:
+        return ""
+    lists = [found if isinstance(found := value.get(key), list) else [] for key in ("layers", "gaps")]
+    layers, gaps = (", ".join(map(read_text, items)) for items in lists)
+    allowed = f"; it could {gaps}" if gaps else ""
+    return f"{read_text(value['level'])} isolation ({layers or 'no layer'}{allowed})"
 
 
 def _parse_core_task(value: dict[str, Any]) -> CoreTaskReport:

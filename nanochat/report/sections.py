@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.report.collect import ReportData, StageReport, flatten
+from nanochat.report.compression import KindReport
+from nanochat.report.practice import PracticeReport
 from nanochat.report.scores import ScoreReport
 
 NOT_RUN = "not run"
@@ -31,7 +33,7 @@ def stage_table(data: ReportData) -> Table:
             format_seconds(stage.seconds),
             NOTHING if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}",
             NOTHING if stage.mfu is None else f"{100 * stage.mfu:.1f} %",
-            format_number(stage.train_loss[-1][1] if stage.train_loss else None),
+            format_number(stage.train_loss[-1][1] if stage.train_loss and not stage.practice.rewards else None),
             format_number(stage.val_bpb[-1][1] if stage.val_bpb else None),
         )
         for stage in data.stages
@@ -108,6 +110,47 @@ def describe_core(score: ScoreReport) -> list[str]:
 
 def _format_share(value: float | None) -> str:
     return _format_rate(value, as_percent=True) or NOTHING
+
+
+def practice_table(practice: PracticeReport) -> Table:
+    """pass@k on test questions by step; the other columns are means over the steps since the row before."""
+    ks = sorted({k for row in practice.measured for k in row.pass_at})
+    rows = tuple(
+        (
+            f"{row.step:,}",
+            *(_format_share(row.pass_at.get(k)) for k in ks),
+            *(_format_share(row.means.get(key)) for key in ("reward", "zero_variance", "truncated")),
+            NOTHING if "answer_tokens" not in row.means else f"{row.means['answer_tokens']:.1f}",
+        )
+        for row in practice.measured
+    )
+    header = ("step", *(f"pass@{k}" for k in ks), "right in training", "no signal", "cut", "tokens an answer")
+    return Table(header, rows, numeric=frozenset(range(len(header))))
+
+
+def compression_table(kinds: tuple[KindReport, ...]) -> Table:
+    """Bytes per token of each vocabulary on each kind of text."""
+    names = list(dict.fromkeys(name for kind in kinds for name, _ in kind.ratios))
+    rows = tuple(
+        (
+            kind.kind,
+            NOTHING if kind.num_bytes is None else f"{kind.num_bytes:,}",
+            *(f"{dict(kind.ratios)[name]:.2f}" if name in dict(kind.ratios) else NOTHING for name in names),
+        )
+        for kind in kinds
+    )
+    return Table(("bytes per token", "bytes", *names), rows, numeric=frozenset(range(1, len(names) + 2)))
+
+
+def stage_tables(stage: StageReport) -> list[tuple[str, Table]]:
+    """What was measured of a stage beside its losses."""
+    tables = [("Practice", practice_table(stage.practice)), ("Compression", compression_table(stage.compression))]
+    return [(title, table) for title, table in tables if table.rows]
+
+
+def describe_isolation(data: ReportData) -> list[str]:
+    """How the code that a model wrote was closed off, a sentence for each score of such code."""
+    return [f"Code of {score.stage} {score.name} ran in {score.isolation}." for score in data.scores if score.isolation]
 
 
 def settings_table(data: ReportData) -> Table:

@@ -11,6 +11,7 @@ import nanochat
 from nanochat.checkpoint import TEMPORARY
 from nanochat.data.shards import iter_documents, load_manifest
 from nanochat.errors import DataError
+from nanochat.evals.compression import compare_vocabularies
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
@@ -47,7 +48,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     )
     display.finish()
     seconds = time.perf_counter() - started
-    ratio = measure_compression(tokenizer, folder)
+    ratio = measure_bytes_per_token(tokenizer, folder)
     result = {
         "stage": "tokenizer",
         "vocab_size": tokenizer.vocab_size,
@@ -61,7 +62,8 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         "dataset_hash": load_manifest(folder).hash,
         "nanochat_version": nanochat.__version__,
     }
-    _save(job, tokenizer, result)
+    compression, _ = compare_vocabularies(job.run.name, tokenizer.encode, job.workspace.ranks)
+    _save(job, tokenizer, result, compression)
     display.say(
         f"tokenizer: {tokenizer.vocab_size:,} tokens in {seconds:.1f} s, {ratio:.3f} bytes per token of validation text"
     )
@@ -84,7 +86,7 @@ def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator
             return
 
 
-def measure_compression(tokenizer: Tokenizer, folder: Path) -> float:
+def measure_bytes_per_token(tokenizer: Tokenizer, folder: Path) -> float:
     """UTF-8 bytes per token of the first validation text. Raises DataError where there is none."""
     num_bytes = num_tokens = num_chars = 0
     for document in iter_documents(folder, "val"):
@@ -101,12 +103,13 @@ def measure_compression(tokenizer: Tokenizer, folder: Path) -> float:
     return num_bytes / num_tokens
 
 
-def _save(job: Job, tokenizer: Tokenizer, result: dict[str, Any]) -> None:
+def _save(job: Job, tokenizer: Tokenizer, result: dict[str, Any], compression: dict[str, Any]) -> None:
     final = job.run.tokenizer
     temporary, old = (final.with_name(f"{TEMPORARY}{name}") for name in ("tokenizer", "old_tokenizer"))
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(temporary)
+    (temporary / job.run.compression.name).write_text(json.dumps(compression, indent=1) + "\n", encoding="utf-8")
     (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if final.exists():
         final.rename(old)
