@@ -70,7 +70,7 @@ class Course:
     the micro-batches of a step, instead of num_microbatches from the loader. measure: a record for the metrics, instead
     of the bits per byte of validation. scored_by: the metric that measuring leaves, and that chooses the best
     checkpoint; higher_is_better: how. describe_step: facts for the record of a step that has just been taken. extent:
-    what the steps are, in words.
+    what the steps are, in words. uncompiled: why the model is not compiled, in words; "": it is as the settings say.
     """
 
     stage: str
@@ -95,6 +95,7 @@ class Course:
     higher_is_better: bool = False
     describe_step: Callable[[], dict[str, Any]] = dict
     extent: str = ""
+    uncompiled: str = ""
 
     def find_best(self, steps: Sequence[int], metrics: MetricsFile) -> int | None:
         """The best of these steps by what was measured; None where none was."""
@@ -126,7 +127,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:
         display.say("the data changed: it goes on at about the same place, not exactly")
-    loss, compiled = compile_loss(job, model, display)
+    loss, compiled = compile_loss(job, model, display, course.uncompiled)
     announce(job, course, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
@@ -296,8 +297,12 @@ def _check_same(job: Job, course: Course, checkpoint: Checkpoint) -> None:
         )
 
 
-def compile_loss(job: Job, model: GPT, display: Display) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
-    """The loss to train with, and a phrase that says whether it is compiled."""
+def compile_loss(
+    job: Job, model: GPT, display: Display, refusal: str = ""
+) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+    """The loss to train with, and a phrase that says whether it is compiled. refusal: why it must not be."""
+    if refusal:
+        return model.loss, f"no ({refusal})"
     if not job.settings.runtime.compile:
         return model.loss, "no (runtime.compile = false)"
     possible, reason = can_compile()

@@ -124,6 +124,7 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
         describe_step=lambda: practice.facts,
         extent=f"{plan.num_steps:,} steps of {wish.questions_per_step} questions x {wish.samples_per_question} answers "
         f"of at most {wish.max_new_tokens} tokens",
+        uncompiled="answers have other lengths every time",
     )
     return run_course(job, course, display)
 
