@@ -83,6 +83,9 @@ def suggest_smaller(job: Job, context: int) -> str:
     settings = flatten(job.settings.model_dump())
     wishes = {key: settings[key] for key, origin in origins.items() if not origin.startswith(("default", "preset"))}
     wishes |= {"model.context": max(8, context // 2)}
+    practice = job.settings.rl
+    if practice.task is not None and practice.max_new_tokens >= wishes["model.context"]:
+        wishes |= {"rl.max_new_tokens": wishes["model.context"] // 2}
     words = ["nanochat", "run", *(("--preset", preset) if preset else ()), "--run", f"{job.run.name}-2"]
     for key, value in wishes.items():
         words += [

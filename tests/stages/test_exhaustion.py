@@ -116,7 +116,7 @@ def test_one_row_that_does_not_fit_is_told_honestly(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = start_run(changes={"batch": {"device_batch_size": 1}})
+    settings = start_run(changes={"batch": {"device_batch_size": 1}, "rl": {"task": "spelling", "max_new_tokens": 40}})
     record = json.loads(settings.read_text())
     record |= {"preset": "demo", "origins": {"batch.device_batch_size": "--set", "base.num_steps": "preset demo"}}
     settings.write_text(json.dumps(record))
@@ -128,6 +128,7 @@ def test_one_row_that_does_not_fit_is_told_honestly(
     assert hint.startswith("nanochat run --preset demo --run again-2 ")
     stage, wishes = paste(hint, monkeypatch, settings.parents[2])[0]
     assert (stage, wishes.model.context, wishes.batch.device_batch_size) == ("tokenizer", 32, 1)
+    assert wishes.rl.max_new_tokens == 16, "an answer leaves room for its question in half of the context"
 
 
 def test_an_evaluation_that_runs_out_of_memory_is_told_too(
