@@ -185,6 +185,7 @@ run_limited([sys.executable, "-c", sleeper, {str(tmp_path / "pid")!r}], os.envir
     parent.kill()
     parent.wait()
     await_condition(lambda: not is_running(child))
+    assert not is_running(child)
 
 
 def await_condition(holds: Callable[[], bool]) -> None:
