@@ -17,11 +17,12 @@ from torch import Tensor
 from nanochat.engine.kv_cache import KVCache
 from nanochat.engine.sampling import SamplingParams, penalize_repetition, sample_tokens
 from nanochat.engine.tool_loop import ToolLoop, ToolState
+from nanochat.model.attention import varied_lengths
 
 Finish = Literal["stop", "length", "cancelled"]
 
 MIN_REUSED_TOKENS = 16
-"""A shared beginning shorter than this is computed again: copying it would save nothing."""
+"""A shared beginning shorter than this is computed again, unless it is the whole prompt: a copy would save nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,14 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Give every active request one more token; admit waiting ones first. Empty only when all is done."""
         events, self._cancelled = self._cancelled, []
-        while self._waiting and len(self._slots) < self.num_slots:
-            self._admit(self._waiting.popleft())
-        if not self._slots:
-            return events
-        last = torch.tensor([[slot.ids[-1]] for slot in self._slots], device=self.device)
-        lengths = [len(slot.ids) - 1 for slot in self._slots]
-        logits = self.model(last, cache=self.cache.decode(lengths))[:, 0]  # (B, V)
+        with varied_lengths():
+            while self._waiting and len(self._slots) < self.num_slots:
+                self._admit(self._waiting.popleft())
+            if not self._slots:
+                return events
+            last = torch.tensor([[slot.ids[-1]] for slot in self._slots], device=self.device)
+            lengths = [len(slot.ids) - 1 for slot in self._slots]
+            logits = self.model(last, cache=self.cache.decode(lengths))[:, 0]  # (B, V)
         for row, slot in enumerate(self._slots):
             self._contents[row].append(slot.ids[-1])
         finished = []
@@ -175,7 +177,9 @@ class Engine:
         row, prompt = len(self._slots), list(request.prompt)
         shared = [_common_length(contents, prompt[:-1]) for contents in self._contents]
         source = max(range(self.num_slots), key=lambda r: (shared[r], r == row))
-        start = shared[source] if shared[source] >= MIN_REUSED_TOKENS or source == row else 0
+        start = shared[source]
+        if source != row and start < min(MIN_REUSED_TOKENS, len(prompt) - 1):
+            start = 0
         self.cache.copy_row(source, row, start)
         if start < len(prompt) - 1:
             ids = torch.tensor([prompt[start:-1]], device=self.device)

@@ -10,6 +10,7 @@ import torch
 from nanochat.engine.engine import Engine, Request
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
+from nanochat.model.attention import varied_lengths
 from nanochat.tokenizer.bpe import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -73,7 +74,8 @@ def choose_letters(
         places = order[start : start + batch_size]
         width = len(prompts[places[-1]])
         rows = [prompts[place] + [tokenizer.bos_id] * (width - len(prompts[place])) for place in places]
-        hidden = model.hidden(torch.tensor(rows, device=device))  # (B, T, C); padding follows, so it is never seen
+        with varied_lengths():
+            hidden = model.hidden(torch.tensor(rows, device=device))  # (B, T, C); the padding behind is never seen
         for row, place in enumerate(places):
             ids = [tokenizer.encode(letter)[0] for letter in letters[place]]
             if len(set(ids)) < len(ids):

@@ -20,6 +20,7 @@ from nanochat.errors import NumericalError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.core_prompt import Question, Tree, iter_questions
 from nanochat.evals.tree_attention import Row, TreeAttention
+from nanochat.model.attention import varied_lengths
 from nanochat.model.loss import capped_logits, plan_chunk_tokens
 from nanochat.runtime import World
 from nanochat.tokenizer.bpe import Tokenizer
@@ -236,7 +237,8 @@ def score_trees(trees: Sequence[Tree], model, padding: int, device: torch.device
             for token in range(len(tail) - scored, len(tail)):
                 places.append(number * width + attention.place(row, option, token))
                 targets.append(tail[token])
-    hidden = model.hidden(attention.ids, attention).flatten(0, 1)[torch.tensor(places, device=device)]  # (N, C)
+    with varied_lengths():
+        hidden = model.hidden(attention.ids, attention).flatten(0, 1)[torch.tensor(places, device=device)]  # (N, C)
     nll, hits = score_tokens(hidden, model.head_weight, torch.tensor(targets, device=device), model.config.softcap)
     losses, is_argmax = nll.double().tolist() if device.type != "mps" else nll.tolist(), hits.tolist()
     answers, start = [], 0

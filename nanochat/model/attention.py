@@ -6,11 +6,13 @@ Sources: Su et al. 2021 (rotary positions), Dehghani et al. 2023 (normalised que
 Legend: B batch, T new tokens, S tokens seen, H query heads, G key and value heads, D head width, C = H * D.
 """
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanochat.model.config import GPTConfig
 
@@ -59,6 +61,11 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def varied_lengths() -> AbstractContextManager[object]:
+    """For lengths that change at every call: without cuDNN, torch's choice on Hopper, which plans anew for each."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

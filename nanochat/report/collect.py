@@ -5,6 +5,7 @@ JSON Lines file that was cut short by a crash is left out and said.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,18 @@ class ReportData:
     scores: tuple[ScoreReport, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    @property
+    def basis(self) -> str:
+        """What the settings start from: a preset, or else the files that are the origins of some.
+
+        >>> ReportData("small", settings=(("model.depth", 4, "d4.toml:2"), ("model.context", 512, "d4.toml:3"))).basis
+        'No preset, settings of d4.toml'
+        """
+        if self.preset:
+            return f"Preset {self.preset}"
+        files = dict.fromkeys(re.findall(r"^(.+):\d+$", "\n".join(row[2] for row in self.settings), re.MULTILINE))
+        return f"No preset, settings of {', '.join(files)}" if files else "No preset"
 
 
 def collect_report(run: RunPaths) -> ReportData:

@@ -86,8 +86,7 @@ def render_html(data: ReportData) -> str:
         "</head>",
         "<body>",
         f"<h1>{title}</h1>",
-        f'<p class="lead">Preset {_text(data.preset) or "unknown"}, '
-        f"nanochat {_text(data.version) or 'of unknown version'}</p>",
+        f'<p class="lead">{_text(data.basis)}, nanochat {_text(data.version) or "of unknown version"}</p>',
         "<nav>" + "".join(f'<a href="#{link}">{name}</a>' for link, name in links) + "</nav>",
     ]
     if data.problems:

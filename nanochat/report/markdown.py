@@ -31,7 +31,7 @@ def render_markdown(data: ReportData) -> str:
     """Write the whole report. The same data gives the same text."""
     lines = [f"# Run {escape(data.run)}", ""]
     version = escape(data.version) or "of unknown version"
-    lines += [f"Preset {escape(data.preset) or 'unknown'}, nanochat {version}.", ""]
+    lines += [f"{escape(data.basis)}, nanochat {version}.", ""]
     if data.problems:
         lines += ["## Left out", "", *(f"- {escape(problem)}" for problem in data.problems), ""]
     lines += ["## Stages", "", *render_table(stage_table(data)), "", "## Scores", ""]

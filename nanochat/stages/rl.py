@@ -13,6 +13,7 @@ from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.rollouts import find_fitting, measure_pass_at_k
 from nanochat.evals.samples import sample_answers
+from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
 from nanochat.plan import plan_rl
 from nanochat.stages.assemble import check_tokenizer, read_config
@@ -126,7 +127,8 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
         f"of at most {wish.max_new_tokens} tokens",
         uncompiled="answers have other lengths every time",
     )
-    return run_course(job, course, display)
+    with varied_lengths():
+        return run_course(job, course, display)
 
 
 def check_signal(practice: Practice, display: Display) -> None:

@@ -71,6 +71,14 @@ def test_a_shared_beginning_is_computed_once_and_changes_nothing() -> None:
     assert model.num_positions_computed == 31 + 0 + 2 + 0 + 12 * 4
 
 
+def test_a_short_prompt_that_is_wholly_shared_is_computed_once() -> None:
+    model = TinyModel()
+    expected = naive_greedy(model, [1, 2, 3, 4], 12)
+    model.num_positions_computed = 0
+    assert generate(Engine(model, num_slots=3), [[1, 2, 3, 4]] * 5, GREEDY) == [expected] * 5
+    assert model.num_positions_computed == 3 + 12 * 5
+
+
 def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
     model = TinyModel()
     engine = Engine(model, num_slots=1)
