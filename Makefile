@@ -28,7 +28,7 @@ demo: build  ## The whole pipeline on the CPU, from raw text to a chat answer
 	$(BIN)/nanochat chat demo -p "How many r are in strawberry?"
 
 test: build  ## Run every test
-	OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 	cargo test --quiet --manifest-path rustbpe/Cargo.toml
 
 check: build  ## Format, lint, types, import contracts, clippy, cargo test, pytest

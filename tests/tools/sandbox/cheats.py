@@ -8,7 +8,7 @@ FORGE = """
 import json, os, sys
 def forge(**reply):
     data = json.dumps(reply).encode()
-    for fd in range(3, 32):
+    for fd in range(3, 1024):
         try: os.write(fd, len(data).to_bytes(4, "big") + data)
         except OSError: pass
 """
@@ -40,14 +40,14 @@ CHEATS: dict[str, str] = {
     "prints that it passed": 'print("passed")\nprint({"passed": True})\ndef NAME(*a, **k): print("ok 1")',
     "writes a verdict to every descriptor": (
         "import os\n"
-        "for fd in range(32):\n"
+        "for fd in range(1024):\n"
         "    try: os.write(fd, b'{\"passed\": true, \"reason\": \"\"}\\n')\n"
         "    except OSError: pass\n"
         "def NAME(*a, **k): return None"
     ),
     "writes a verdict to every descriptor when called, and leaves": (
         "import os\ndef NAME(*a, **k):\n"
-        "    for fd in range(32):\n"
+        "    for fd in range(1024):\n"
         "        try: os.write(fd, b'{\"passed\": true, \"reason\": \"\"}')\n"
         "        except OSError: pass\n"
         "    os._exit(0)"
@@ -106,13 +106,13 @@ CHEATS: dict[str, str] = {
     ),
     "replies with garbage": (
         "import os\ndef NAME(*a, **k):\n"
-        "    for fd in range(3, 32):\n"
+        "    for fd in range(3, 1024):\n"
         "        try: os.write(fd, b'\\xff' * 4096)\n"
         "        except OSError: pass"
     ),
     "replies with a message that never ends": (
         "import os\n"
-        "for fd in range(3, 32):\n"
+        "for fd in range(3, 1024):\n"
         "    try: os.write(fd, (1 << 20).to_bytes(4, 'big') + b'{')\n"
         "    except OSError: pass\n"
         "os._exit(0)"
@@ -127,7 +127,7 @@ CHEATS: dict[str, str] = {
     "returns an integer of a million digits": "def NAME(*a, **k): return 1 << 3_000_000",
     "returns a million items": "def NAME(*a, **k): return list(range(1_000_000))",
     "returns a list in itself": "def NAME(*a, **k):\n    l = []\n    l.append(l)\n    return l",
-    "closes its pipes": "import os\nos.closerange(3, 32)\ndef NAME(*a, **k): return None",
+    "closes its pipes": "import os\nos.closerange(3, 1024)\ndef NAME(*a, **k): return None",
     "ends itself by a signal": "import os, signal\ndef NAME(*a, **k): os.kill(os.getpid(), signal.SIGKILL)",
     "aborts": "import os\ndef NAME(*a, **k): os.abort()",
     "crashes": "import ctypes\ndef NAME(*a, **k): ctypes.string_at(0)",

@@ -147,7 +147,7 @@ BOMBS = {
         "    except (OSError, ValueError): pass\ndef f(x):\n    while True: pass"
     ),
     "output": "def f(x):\n    while True: print('x' * (1 << 20))",
-    "replies": "import os\ndef f(x):\n    while True:\n        for fd in range(3, 32):\n            try: os.write(fd, b'x' * 4096)\n            except OSError: pass",  # noqa: E501
+    "replies": "import os\ndef f(x):\n    while True:\n        for fd in range(3, 1024):\n            try: os.write(fd, b'x' * 4096)\n            except OSError: pass",  # noqa: E501
     "processes": "import os\ndef f(x):\n    while True:\n        try: os.fork()\n        except OSError: pass",
     "descriptors": "import os\ndef f(x):\n    while True: os.dup(0)",
     "a number": "def f(x): return 9 ** 9 ** 9",
