@@ -1,9 +1,10 @@
 """Ids in, ids out: many requests decoded together against one KV cache.
 
 `add`, `step` and `cancel` are the whole state machine. It knows no text, no files and no threads: one
-caller at a time. Active requests always fill rows 0 .. B-1 of the cache, so a step computes only those.
+caller at a time. Requests that answer always fill rows 0 .. B-1 of the cache, so a step computes only those; the one
+whose prompt is still being read has row B, and the rows behind it remember what they held, for a next turn.
 
-Legend: B active requests, V vocabulary.
+Legend: B answering requests, V vocabulary, T tokens of a prompt that are read at once.
 """
 
 from collections import deque
@@ -15,14 +16,18 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.kv_cache import KVCache
-from nanochat.engine.sampling import SamplingParams, penalize_repetition, sample_tokens
+from nanochat.engine.rows import Rows
+from nanochat.engine.sampling import (
+    SamplingParams,
+    TokenLogprob,
+    find_logprobs,
+    penalize_repetition,
+    sample_tokens,
+)
 from nanochat.engine.tool_loop import ToolLoop, ToolState
 from nanochat.model.attention import varied_lengths
 
 Finish = Literal["stop", "length", "cancelled"]
-
-MIN_REUSED_TOKENS = 16
-"""A shared beginning shorter than this is computed again, unless it is the whole prompt: a copy would save nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,16 @@ class TokenEvent:
     """One new token of one request.
 
     forced: written by a tool, not chosen by the model. finish: set on the request's last event; "stop"
-    comes with the stop token itself. token is None only where finish is "cancelled".
+    comes with the stop token itself. token is None only where finish is "cancelled". logprob: where the request asked
+    for it. prompt: on the first event, where the request asked for it; nothing predicts the first token.
     """
 
     request_id: int | str
     token: int | None
     forced: bool = False
     finish: Finish | None = None
+    logprob: TokenLogprob | None = None
+    prompt: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,22 +74,26 @@ class _Slot:
     generator: torch.Generator
     tools: ToolState | None
     seen: Tensor | None
+    num_read: int
+    """Tokens of the prompt that are in the cache; it answers once only the last is missing."""
     forced: deque[int] = field(default_factory=deque)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     @property
     def num_new(self) -> int:
         return len(self.ids) - len(self.request.prompt)
 
-    def penalize(self, logits: Tensor) -> Tensor:
-        assert self.seen is not None
-        return penalize_repetition(logits, self.seen, self.request.params.repetition_penalty)
+    @property
+    def is_read(self) -> bool:
+        return self.num_read >= len(self.request.prompt) - 1
 
 
 class Engine:
     """A fixed number of slots over one model; requests beyond it wait their turn.
 
     model: a GPT (or anything with its config, compute_dtype, hidden and forward). eos_ids end every answer.
-    Raises ValueError where num_slots or max_context is below 1.
+    prefill_tokens: of prompts that one step reads, so that a long prompt does not hold up the answers of others; None
+    reads them whole. Raises ValueError where num_slots or prefill_tokens is below 1, or max_context below 2.
     """
 
     def __init__(
@@ -91,13 +103,16 @@ class Engine:
         max_context: int | None = None,
         tool_loop: ToolLoop | None = None,
         eos_ids: Collection[int] = (),
+        prefill_tokens: int | None = None,
     ) -> None:
         config = model.config
         max_context = config.context if max_context is None else max_context
         if num_slots < 1 or max_context < 2:
             raise ValueError(f"num_slots = {num_slots}, max_context = {max_context}: need at least 1 and 2")
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise ValueError(f"prefill_tokens = {prefill_tokens} is less than 1")
         self.model, self.num_slots, self.max_context = model, num_slots, max_context
-        self.tool_loop, self.eos_ids = tool_loop, frozenset(eos_ids)
+        self.tool_loop, self.eos_ids, self.prefill_tokens = tool_loop, frozenset(eos_ids), prefill_tokens
         self.device: torch.device = next(model.parameters()).device
         self.cache = KVCache(
             config.n_layer,
@@ -108,18 +123,24 @@ class Engine:
             getattr(model, "compute_dtype", torch.float32),
             self.device,
         )
-        self._slots: list[_Slot] = []
+        self._slots: list[_Slot] = []  # those that answer
+        self._reading: _Slot | None = None  # its row is len(self._slots)
         self._waiting: deque[Request] = deque()
         self._cancelled: list[TokenEvent] = []
-        self._contents: list[list[int]] = [[] for _ in range(num_slots)]  # ids whose keys a row holds
+        self._rows = Rows(self.cache, num_slots)
 
     @property
     def num_active(self) -> int:
         """Requests that are not finished, waiting ones included."""
-        return len(self._slots) + len(self._waiting)
+        return self.num_running + len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._slots) + (self._reading is not None)
 
     def add(self, request: Request) -> None:
-        """Accept a request; its first token comes from the next `step` that has a slot for it.
+        """Accept a request; its first token comes from a `step` that has a slot for it and has read its prompt.
 
         Raises ValueError where the prompt is empty, leaves no room for an answer, or holds an unknown id.
         """
@@ -130,7 +151,8 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the context is {self.max_context} with the answer")
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise ValueError(f"the prompt holds an id outside 0 .. {vocab_size - 1}")
-        if any(request.id == other.id for other in (*self._waiting, *(slot.request for slot in self._slots))):
+        running = [slot.request for slot in (*self._slots, *filter(None, [self._reading]))]
+        if any(request.id == other.id for other in (*self._waiting, *running)):
             raise ValueError(f"request {request.id!r} is already active")
         self._waiting.append(request)
 
@@ -141,57 +163,90 @@ class Engine:
                 self._waiting.remove(request)
                 break
         else:
-            rows = [row for row, slot in enumerate(self._slots) if slot.request.id == request_id]
-            if not rows:
-                return False
-            self._release(rows[0])
+            if self._reading is not None and self._reading.request.id == request_id:
+                self._rows.leave(len(self._slots))
+                self._reading = None
+            else:
+                rows = [row for row, slot in enumerate(self._slots) if slot.request.id == request_id]
+                if not rows:
+                    return False
+                self._release(rows[0])
         self._cancelled.append(TokenEvent(request_id, None, False, "cancelled"))
         return True
 
     @torch.no_grad()
     def step(self) -> list[TokenEvent]:
-        """Give every active request one more token; admit waiting ones first. Empty only when all is done."""
+        """Read prompts that wait, then give every answering request one more token.
+
+        Empty while only a prompt is being read, and when all is done.
+        """
         events, self._cancelled = self._cancelled, []
         with varied_lengths():
-            while self._waiting and len(self._slots) < self.num_slots:
-                self._admit(self._waiting.popleft())
+            self._read_prompts()
             if not self._slots:
                 return events
             last = torch.tensor([[slot.ids[-1]] for slot in self._slots], device=self.device)
             lengths = [len(slot.ids) - 1 for slot in self._slots]
             logits = self.model(last, cache=self.cache.decode(lengths))[:, 0]  # (B, V)
         for row, slot in enumerate(self._slots):
-            self._contents[row].append(slot.ids[-1])
+            self._rows.extend(row, slot.ids[-1:])
+        chosen = self._choose(logits)
+        logprobs = self._measure(logits, [token for token, _ in chosen])
         finished = []
-        for row, (slot, (token, forced)) in enumerate(zip(self._slots, self._choose(logits), strict=True)):
+        for row, (slot, (token, forced)) in enumerate(zip(self._slots, chosen, strict=True)):
             finish = self._extend(slot, token, forced)
-            events.append(TokenEvent(slot.request.id, token, forced, finish))
+            prompt, slot.prompt_logprobs = slot.prompt_logprobs, None
+            of_prompt = None if prompt is None else tuple(prompt)
+            events.append(TokenEvent(slot.request.id, token, forced, finish, logprobs.get(row), of_prompt))
             if finish:
                 finished.append(row)
         for row in reversed(finished):
             self._release(row)
         return events
 
-    def _admit(self, request: Request) -> None:
-        """Bring all but the last prompt token into the cache; the last one joins the batched step."""
-        row, prompt = len(self._slots), list(request.prompt)
-        shared = [_common_length(contents, prompt[:-1]) for contents in self._contents]
-        source = max(range(self.num_slots), key=lambda r: (shared[r], r == row))
-        start = shared[source]
-        if source != row and start < min(MIN_REUSED_TOKENS, len(prompt) - 1):
-            start = 0
-        self.cache.copy_row(source, row, start)
-        if start < len(prompt) - 1:
-            ids = torch.tensor([prompt[start:-1]], device=self.device)
-            self.model.hidden(ids, cache=self.cache.prefill(row, start, ids.shape[1]))
-        self._contents[row] = prompt[:-1]
+    def _read_prompts(self) -> None:
+        """Bring prompts into the cache, no more tokens than one step may read."""
+        budget = self.prefill_tokens or self.num_slots * self.max_context
+        while budget > 0:
+            if self._reading is None:
+                if not self._waiting or len(self._slots) == self.num_slots:
+                    return
+                self._reading = self._admit(self._waiting.popleft())
+            budget -= self._read(self._reading, budget)
+            if self._reading.is_read:
+                self._slots.append(self._reading)
+                self._reading = None
+
+    def _admit(self, request: Request) -> _Slot:
+        """A row for a request, with whatever beginning of its prompt some row holds."""
+        prompt = list(request.prompt)
+        num_read = self._rows.claim(len(self._slots), prompt, reuse=not request.params.prompt_logprobs)
         seen = None
         if request.params.repetition_penalty != 1:
             seen = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.device)
             seen[torch.tensor(prompt, device=self.device)] = True
         generator = torch.Generator().manual_seed(request.params.seed)  # on the CPU: the same draws on every device
         tools = ToolState(self.tool_loop) if self.tool_loop else None
-        self._slots.append(_Slot(request, prompt, generator, tools, seen))
+        logprobs: list[TokenLogprob | None] | None = [None] if request.params.prompt_logprobs else None
+        return _Slot(request, prompt, generator, tools, seen, num_read, prompt_logprobs=logprobs)
+
+    def _read(self, slot: _Slot, most: int) -> int:
+        """Bring at most so many prompt tokens into the cache, never the last: it joins the batched step."""
+        row, prompt, start = len(self._slots), slot.request.prompt, slot.num_read
+        end = min(start + most, len(prompt) - 1)
+        if end <= start:
+            return 0
+        ids = torch.tensor([prompt[start:end]], device=self.device)  # (1, T)
+        view = self.cache.prefill(row, start, end - start)
+        if slot.prompt_logprobs is None:
+            self.model.hidden(ids, cache=view)
+        else:
+            logits = self.model(ids, cache=view)[0]  # (T, V)
+            params = slot.request.params
+            slot.prompt_logprobs += find_logprobs(logits, prompt[start + 1 : end + 1], params.logprobs or 0)
+        slot.num_read = end
+        self._rows.extend(row, prompt[start:end])
+        return end - start
 
     def _choose(self, logits: Tensor) -> list[tuple[int, bool]]:
         """The next token of every slot and whether a tool forces it; a forced token costs no random number."""
@@ -218,6 +273,15 @@ class Engine:
             chosen[row] = (token, False)
         return chosen
 
+    def _measure(self, logits: Tensor, tokens: Sequence[int]) -> dict[int, TokenLogprob]:
+        """Log-probabilities of the chosen tokens, by row, where a request asked for them."""
+        wishes = {row: slot.request.params.logprobs for row, slot in enumerate(self._slots)}
+        found = {}
+        for row, number in wishes.items():
+            if number is not None:
+                (found[row],) = find_logprobs(logits[row : row + 1], tokens[row : row + 1], number)
+        return found
+
     def _extend(self, slot: _Slot, token: int, forced: bool) -> Finish | None:
         slot.ids.append(token)
         if slot.seen is not None:
@@ -232,13 +296,15 @@ class Engine:
         return None
 
     def _release(self, row: int) -> None:
-        """Free a row and move the last active row into it, so that active rows stay the first ones."""
+        """Free a row: the last answering request takes it, and the one that is being read moves up by one."""
         last = len(self._slots) - 1
         moved = self._slots.pop()
         if row != last:
             self._slots[row] = moved
-            self.cache.copy_row(last, row, len(self._contents[last]))
-            self._contents[row] = list(self._contents[last])
+            self._rows.exchange(last, row)
+        self._rows.leave(last)
+        if self._reading is not None:
+            self._rows.exchange(last + 1, last)
 
 
 def complete(
@@ -272,11 +338,3 @@ def generate(
     """The new ids of every prompt, without the stop token; see `complete` for seeds and order."""
     completions = complete(engine, prompts, params)
     return [c.ids[:-1] if c.finish == "stop" else c.ids for c in completions]
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """[1, 2, 3], [1, 2, 4, 5] -> 2"""
-    for i, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(second))

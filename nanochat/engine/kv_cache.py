@@ -42,6 +42,13 @@ class KVCache:
             self.keys[:, target, :, :num_tokens] = self.keys[:, source, :, :num_tokens]
             self.values[:, target, :, :num_tokens] = self.values[:, source, :, :num_tokens]
 
+    def exchange_rows(self, first: int, second: int, num_tokens: int) -> None:
+        """Let two rows change their first num_tokens."""
+        for values in (self.keys, self.values):
+            kept = values[:, first, :, :num_tokens].clone()
+            values[:, first, :, :num_tokens] = values[:, second, :, :num_tokens]
+            values[:, second, :, :num_tokens] = kept
+
     def prefill(self, row: int, start: int, num_tokens: int) -> "PrefillView":
         """A view for the tokens start .. start + num_tokens of one row, whose first `start` tokens are here."""
         return PrefillView(self, row, start, num_tokens)

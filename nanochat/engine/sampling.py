@@ -32,6 +32,10 @@ class SamplingParams:
     """Tokens of the answer, forced tool output included."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end this answer, besides the engine's own."""
+    logprobs: int | None = None
+    """Report each token's log-probability, and those of so many of the most likely; None reports none."""
+    prompt_logprobs: bool = False
+    """Report them for the prompt too, with the same number of others."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -42,10 +46,39 @@ class SamplingParams:
             "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0"),
             "seed": (0 <= self.seed < 2**63, "in [0, 2^63)"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 or more"),
         }
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name} = {getattr(self, name)} is not {expected}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """What the model gave a token: its natural log-probability before any sampling parameter, and the likeliest others.
+
+    top: (token, log-probability), the most likely first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def find_logprobs(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:
+    """Log-probabilities of one token per row, and of the num_top likeliest. logits: (T, V) float32.
+
+    >>> find_logprobs(torch.tensor([[0.0, 0.0]]), [1], 0)
+    [TokenLogprob(token=1, logprob=-0.6931471824645996, top=())]
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    own = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    num_top = min(num_top, logits.shape[1])
+    if not num_top:
+        return [TokenLogprob(token, value) for token, value in zip(tokens, own, strict=True)]
+    values, ids = logprobs.topk(num_top, dim=-1)
+    tops = [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(*triple) for triple in zip(tokens, own, tops, strict=True)]
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -23,6 +23,9 @@ from nanochat.tools.calculator import calculate
 CHAT_SAMPLING = SamplingParams(temperature=0.8, top_k=50, max_new_tokens=512)
 """What a chat starts with: a little below the training distribution, and no very unlikely tokens."""
 
+PREFILL_TOKENS = 256
+"""Of a prompt, read at once: between two such parts an answer can be stopped."""
+
 MAX_HELD_ESCAPE = 64
 """Characters of an unfinished escape sequence that are held back; its ESC never gets out in any case."""
 
@@ -92,6 +95,7 @@ class ChatSession:
             max_context=max_context,
             tool_loop=ToolLoop.from_tokenizer(tokenizer, tool),
             eos_ids=(special["<|assistant_end|>"], special["<|bos|>"]),
+            prefill_tokens=PREFILL_TOKENS,
         )
         self._messages: list[Message] = []
         self._num_unseen = 0  # oldest messages that no longer fit
@@ -201,14 +205,14 @@ class ChatSession:
         while self.finish is None:
             if self._stopped.is_set():
                 break
-            event = self._engine.step()[-1]
-            assert event.token is not None
-            self._num_new += 1
-            self.context_used = num_prompt + self._num_new
-            first = first or time.perf_counter()
-            self._seconds = time.perf_counter() - first
-            yield from decoder.feed(event.token, event.forced)
-            self.finish = "stop" if decoder.stopped else event.finish
+            for event in self._engine.step():  # none while a long prompt is being read
+                assert event.token is not None
+                self._num_new += 1
+                self.context_used = num_prompt + self._num_new
+                first = first or time.perf_counter()
+                self._seconds = time.perf_counter() - first
+                yield from decoder.feed(event.token, event.forced)
+                self.finish = "stop" if decoder.stopped else event.finish
         if self.finish == "length":
             self.notice = "\n".join(filter(None, (self.notice, f"The answer was cut after {self._num_new} tokens.")))
         yield from decoder.flush()

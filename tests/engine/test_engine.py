@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -188,8 +190,13 @@ def test_a_call_that_is_too_long_is_dropped_before_the_tool_sees_it() -> None:
     assert calls == ["11111"]
 
 
+BEGINNINGS = [[], [i * 7 % 20 for i in range(18)], [i * 7 % 20 for i in range(9)] + [i * 3 % 20 for i in range(12)]]
 requests = st.tuples(
-    st.lists(st.integers(0, 23), min_size=1, max_size=24),
+    st.builds(
+        lambda beginning, end: (BEGINNINGS[beginning] + end)[:24],
+        st.integers(0, 2),
+        st.lists(st.integers(0, 23), min_size=1, max_size=24),
+    ),
     st.builds(
         SamplingParams,
         temperature=st.sampled_from([0, 0.7, 1.5]),
@@ -200,6 +207,8 @@ requests = st.tuples(
         seed=st.integers(0, 99),
         max_new_tokens=st.integers(1, 30),
         stop_ids=st.sampled_from([(), (7,)]),
+        logprobs=st.sampled_from([None, None, 0, 3]),
+        prompt_logprobs=st.sampled_from([False, False, True]),
     ),
 )
 actions = st.lists(
@@ -208,10 +217,12 @@ actions = st.lists(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(actions, st.integers(1, 4))
-def test_whatever_the_neighbours_do_a_request_gets_what_it_gets_alone(actions: list, num_slots: int) -> None:
+@given(actions, st.integers(1, 4), st.sampled_from([None, 1, 5]))
+def test_whatever_the_neighbours_do_a_request_gets_what_it_gets_alone(
+    actions: list, num_slots: int, prefill_tokens: int | None
+) -> None:
     model = TinyModel(context=32, favoured=(START, END))
-    engine = Engine(model, num_slots, tool_loop=LOOP, eos_ids=[19])
+    engine = Engine(model, num_slots, tool_loop=LOOP, eos_ids=[19], prefill_tokens=prefill_tokens)
     asked, answers = {}, {}
 
     def step() -> None:
@@ -237,9 +248,86 @@ def test_whatever_the_neighbours_do_a_request_gets_what_it_gets_alone(actions: l
         expected, got = run_all(lonely)[request_id], answers[request_id]
         assert got[-1].finish is not None
         if got[-1].finish == "cancelled":
-            assert got[:-1] == expected[: len(got) - 1]
+            got = got[:-1]
         else:
-            assert got == expected
+            assert len(got) == len(expected)
+        for event, other in zip(got, expected, strict=False):
+            assert replace(event, logprob=None, prompt=None) == replace(other, logprob=None, prompt=None)
+            assert_alike([event.logprob, *(event.prompt or [])], [other.logprob, *(other.prompt or [])])
+
+
+def assert_alike(first: list, second: list) -> None:
+    """The same log-probabilities but for rounding."""
+    assert [f and f.token for f in first] == [s and s.token for s in second]
+    for one, other in zip(first, second, strict=True):
+        if one is not None:
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-4)
+
+
+@pytest.mark.parametrize("prefill_tokens", [None, 4])
+def test_logprobs_are_those_of_the_naive_forward(prefill_tokens: int | None) -> None:
+    model, prompt = TinyModel(), [i * 7 % 20 for i in range(19)]
+    engine = Engine(model, 2, prefill_tokens=prefill_tokens)
+    generate(engine, [prompt], GREEDY)  # a beginning that must not be taken over: its states are wanted
+    engine.add(Request("a", prompt, replace(GREEDY, temperature=0.7, top_k=2, logprobs=3, prompt_logprobs=True)))
+    events = run_all(engine)["a"]
+    tokens = [event.token for event in events]
+    expected = model(torch.tensor([[*prompt, *tokens]]))[0].log_softmax(-1)
+    of_prompt = events[0].prompt
+    assert of_prompt[0] is None and [p.token for p in of_prompt[1:]] == prompt[1:]
+    assert all(event.prompt is None for event in events[1:])
+    for place, found in enumerate([*of_prompt, *(event.logprob for event in events)]):
+        if place:
+            own = expected[place - 1]
+            assert found.logprob == pytest.approx(own[found.token].item(), abs=1e-4)
+            assert [token for token, _ in found.top] == own.topk(3).indices.tolist()
+
+
+def test_a_long_prompt_does_not_hold_up_the_answers_of_others() -> None:
+    model = TinyModel()
+    engine = Engine(model, 3, prefill_tokens=4)
+    engine.add(Request("short", [1, 2], replace(GREEDY, max_new_tokens=20)))
+    engine.step()
+    engine.add(Request("long", [i % 20 for i in range(30)], GREEDY))
+    engine.add(Request("next", [5, 6], GREEDY))
+    seen = []
+    for _ in range(12):
+        model.num_positions_computed = 0
+        seen.append({event.request_id for event in engine.step()})
+        assert model.num_positions_computed <= 4 + 3
+    assert all("short" in ids for ids in seen)
+    assert [("long" in ids, "next" in ids) for ids in seen] == [(False, False)] * 7 + [(True, True)] * 5
+
+
+def test_as_many_conversations_as_slots_go_on_where_they_were() -> None:
+    model = TinyModel(context=200)
+    engine = Engine(model, num_slots=4)
+    turns = [[i * (3 + 2 * number) % 20 for i in range(20)] for number in range(4)]
+    for round_number in range(3):
+        for number in (0, 2, 1, 3):
+            prompt, model.num_positions_computed = turns[number], 0
+            (answer,) = generate(engine, [prompt], GREEDY)
+            new = (
+                len(prompt) - 1 if round_number == 0 else 3
+            )  # the answer's last token, which was not fed back, 1 and 2
+            assert model.num_positions_computed == new + 12, (round_number, number)
+            assert answer == naive_greedy(model, prompt, 12)
+            turns[number] = [*prompt, *answer, 1, 2, 3]
+
+
+def test_a_greeting_in_common_takes_no_conversation_away() -> None:
+    model = TinyModel(context=200)
+    engine = Engine(model, num_slots=2)
+    greeting = [i * 7 % 20 for i in range(18)]
+    first = [*greeting, *(i * 3 % 20 for i in range(40))]
+    generate(engine, [first], GREEDY)
+    model.num_positions_computed = 0
+    generate(engine, [[*greeting, 3, 4]], GREEDY)
+    assert model.num_positions_computed == 1 + 12
+    model.num_positions_computed = 0
+    generate(engine, [[*first, 1]], GREEDY)
+    assert model.num_positions_computed == 12
 
 
 def test_tool_calls_happen_in_random_runs_too() -> None:
