@@ -3,16 +3,15 @@
 Knows a model and a tokenizer; it loads neither and knows no widget, terminal or protocol.
 """
 
-import codecs
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 
-from nanochat.conversation import Conversation, Message, Part, PartKind, dump_conversation, user
+from nanochat.conversation import Conversation, Message, Part, dump_conversation, user
+from nanochat.engine.decoding import Piece, PieceDecoder
 from nanochat.engine.engine import Engine, Finish, Request
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
@@ -25,35 +24,6 @@ CHAT_SAMPLING = SamplingParams(temperature=0.8, top_k=50, max_new_tokens=512)
 
 PREFILL_TOKENS = 256
 """Of a prompt, read at once: between two such parts an answer can be stopped."""
-
-MAX_HELD_ESCAPE = 64
-"""Characters of an unfinished escape sequence that are held back; its ESC never gets out in any case."""
-
-# ECMA-48: ESC [ ... letter; ESC ] and its kin up to BEL or ESC \; ESC with one or two more bytes.
-_ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-Z\\^-~]"
-)
-# C0 but tab and line feed, DEL, C1; direction marks and overrides; line separators; the byte order mark.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff]")
-
-
-def plain_text(text: str) -> str:
-    """Take away what could steer a terminal: escape sequences, control characters, direction overrides.
-
-    >>> plain_text("a\\x1b[31mred\\x1b[0m\\r\\n\\u202eb")
-    'ared\\nb'
-    """
-    return _CONTROL.sub("", _ANSI.sub("", text))
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some text of an answer, safe for a terminal. Tool calls and their output come whole, text in bits."""
-
-    kind: PartKind
-    text: str
 
 
 class ChatSession:
@@ -199,7 +169,7 @@ class ChatSession:
             self._answering = False
 
     def _decode(self, num_prompt: int) -> Iterator[Piece]:
-        decoder = _PieceDecoder(self._tokenizer, self.stop_strings)
+        decoder = PieceDecoder(self._tokenizer, self.stop_strings)
         self._num_new, self._seconds, first = 0, 0.0, 0.0
         self.context_used = num_prompt
         while self.finish is None:
@@ -242,64 +212,3 @@ class ChatSession:
             turns = f"{self._num_unseen // 2} oldest turn{'s' if self._num_unseen > 2 else ''}"
             self.notice = f"The conversation is longer than the context: the model no longer sees the {turns}."
         return prompt
-
-
-class _PieceDecoder:
-    """Turns tokens into pieces: UTF-8 over token borders, tool calls whole, stop strings held back."""
-
-    def __init__(self, tokenizer, stop_strings: tuple[str, ...]) -> None:
-        special = tokenizer.special_ids
-        self._tokenizer, self._special_ids = tokenizer, frozenset(special.values())
-        self._stop_strings = stop_strings
-        self._kinds: dict[int, PartKind] = {
-            special["<|python_start|>"]: "python",
-            special["<|python_end|>"]: "text",
-            special["<|output_start|>"]: "python_output",
-            special["<|output_end|>"]: "text",
-        }
-        self._output_ids = (special["<|output_start|>"], special["<|output_end|>"])
-        self._kind: PartKind = "text"
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self.stopped = False
-
-    def feed(self, token: int, forced: bool) -> list[Piece]:
-        """Output that the model makes up itself, unforced, stays text: only a tool's answer counts as one."""
-        if token in self._special_ids:
-            if token not in self._kinds or (token in self._output_ids and not forced):
-                return []
-            pieces = self.flush()
-            self._kind = self._kinds[token]
-            return pieces
-        self._held += self._bytes.decode(self._tokenizer.decode_bytes([token]))
-        if self._kind != "text":
-            return []
-        ends = [self._held.find(string) for string in self._stop_strings if string in self._held]
-        if ends:
-            self._held, self.stopped = self._held[: min(ends)], True
-            return []
-        return self._release(len(self._held) - self._num_pending())
-
-    def flush(self) -> list[Piece]:
-        """Everything held back."""
-        if not self.stopped:
-            self._held += self._bytes.decode(b"", final=True)
-        self._bytes.reset()
-        return self._release(len(self._held))
-
-    def _num_pending(self) -> int:
-        """Characters at the end that may be the beginning of a stop string or of an escape sequence."""
-        pending = max((_overlap(self._held, string) for string in self._stop_strings), default=0)
-        escape = self._held.rfind("\x1b")
-        if escape >= 0 and len(self._held) - escape <= MAX_HELD_ESCAPE and not _ANSI.match(self._held, escape):
-            pending = max(pending, len(self._held) - escape)
-        return pending
-
-    def _release(self, num_chars: int) -> list[Piece]:
-        text, self._held = plain_text(self._held[:num_chars]), self._held[num_chars:]
-        return [Piece(self._kind, text)] if text else []
-
-
-def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of text begin the string: "abc st", "stop" -> 2."""
-    return next((n for n in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:n])), 0)

@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nanochat.engine.session import plain_text
+from nanochat.engine.decoding import plain_text
 from nanochat.errors import NanochatError
 
 SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough for a log file

@@ -18,7 +18,8 @@ from textual.message import Message
 from textual.widgets import Footer, Markdown, Static, TextArea
 from textual.widgets.markdown import MarkdownStream
 
-from nanochat.engine.session import ChatSession, Piece, plain_text
+from nanochat.engine.decoding import Piece, plain_text
+from nanochat.engine.session import ChatSession
 from nanochat.errors import NanochatError
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
-from nanochat.engine.session import ChatSession, Piece
+from nanochat.engine.decoding import Piece
+from nanochat.engine.session import ChatSession
 from nanochat.errors import NanochatError
 
 PROMPT = "> "

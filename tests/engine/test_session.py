@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.conversation import Conversation, Part, assistant, parse_conversation, user
+from nanochat.engine.decoding import Piece, PieceDecoder, plain_text
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import ChatSession, Piece, _PieceDecoder, plain_text
+from nanochat.engine.session import ChatSession
 from nanochat.errors import UsageError
 from tests.engine.fakes import ByteTokenizer, ScriptedModel, TinyModel
 
@@ -52,7 +53,7 @@ def test_output_that_the_model_makes_up_is_only_text() -> None:
 def test_characters_of_many_bytes_and_broken_ones_are_decoded_as_they_complete() -> None:
     session = session_of(["h\u00e9 \u4f60 \U0001f600"])
     assert "".join(p.text for p in session.send("?")) == "h\u00e9 \u4f60 \U0001f600"
-    decoder = _PieceDecoder(TOKENIZER, ())
+    decoder = PieceDecoder(TOKENIZER, ())
     pieces = [p for token in b"a\xe4\xbd" for p in decoder.feed(token, False)]
     assert pieces + decoder.flush() == [Piece("text", "a"), Piece("text", "\ufffd")]
 
@@ -60,7 +61,7 @@ def test_characters_of_many_bytes_and_broken_ones_are_decoded_as_they_complete()
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=3), max_size=2))
 def test_streamed_text_is_the_plain_text_up_to_the_first_stop_string(text: str, stops: list[str]) -> None:
     text = plain_text(text)
-    decoder = _PieceDecoder(TOKENIZER, tuple(stops))
+    decoder = PieceDecoder(TOKENIZER, tuple(stops))
     got = ""
     for token in text.encode():
         got += "".join(piece.text for piece in decoder.feed(token, False))

@@ -1,7 +1,8 @@
 import pytest
 
+from nanochat.engine.decoding import Piece
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import ChatSession, Piece
+from nanochat.engine.session import ChatSession
 from nanochat.errors import UsageError
 from nanochat.tui.plain import answer_once, join_prompt, run_plain, write_answer
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
