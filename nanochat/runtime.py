@@ -121,6 +121,15 @@ def pick_device(wish: str = "auto") -> torch.device:
     return torch.device(wish)
 
 
+def list_devices(wish: str, count: int) -> list[torch.device]:
+    """So many devices of a kind. Raises UsageError where there are fewer; there is one CPU, and one Metal device."""
+    first = pick_device(wish)
+    here = torch.cuda.device_count() if first.type == "cuda" else 1
+    if count > here:
+        raise UsageError(f"--gpus {count} is more than the {here} of {first.type} here", f"--gpus {here}")
+    return [torch.device("cuda", number) for number in range(count)] if first.type == "cuda" else [first]
+
+
 def pick_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Choose the compute type; the second value is the reason, a phrase to print."""
     if wish == "float32":

@@ -25,7 +25,7 @@ HANDED_ON = ("SIGTERM", "SIGUSR1", "SIGHUP")
 
 OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
 DEFAULT_HOME = "~/.cache/nanochat"
-VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
+VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE", "NANOCHAT_API_KEY")
 MALLOC = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1"
 """Keep freed memory for the next step, in huge pages: 5,900 -> 7,500 tokens/s on two cores, no page faults left."""
 

@@ -25,6 +25,7 @@ from nanochat.cli import (
     rl,
     run,
     runs,
+    serve,
     tokenize,
     train,
 )
@@ -43,6 +44,7 @@ resume.register(app)
 app.add_typer(rl.app, name="rl")
 app.add_typer(eval.app, name="eval")
 chat.register(app)
+serve.register(app)
 report.register(app)
 plan.register(app)
 app.add_typer(runs.app, name="runs")

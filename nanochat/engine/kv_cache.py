@@ -13,6 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def cache_bytes(
+    n_layer: int, n_kv_head: int, head_dim: int, num_rows: int, max_context: int, dtype: torch.dtype
+) -> int:
+    """Bytes that a KVCache of these sizes takes.
+
+    >>> cache_bytes(20, 10, 128, 1, 2048, torch.bfloat16)
+    209715200
+    """
+    return 2 * n_layer * num_rows * n_kv_head * max_context * head_dim * dtype.itemsize
+
+
 class KVCache:
     """Storage for R rows of at most max_context tokens: keys and values (L, R, Hkv, max_context, D)."""
 
@@ -31,10 +42,6 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.max_context = max_context
-
-    @property
-    def num_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
 
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first num_tokens of a row over another row."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nanochat.engine.engine import Engine, generate
-from nanochat.engine.kv_cache import KVCache
+from nanochat.engine.kv_cache import KVCache, cache_bytes
 from nanochat.engine.sampling import SamplingParams
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
@@ -58,5 +58,7 @@ def test_the_cache_has_the_type_that_the_model_computes_in() -> None:
     model = random_gpt(4, torch.bfloat16)
     engine = Engine(model, 2)
     assert engine.cache.keys.dtype == torch.bfloat16
-    assert engine.cache.num_bytes == 2 * 2 * 3 * 2 * 4 * 48 * 8
+    own = (engine.cache.keys, engine.cache.values)
+    sizes = (model.config.n_layer, model.config.n_kv_head, model.config.head_dim, 2, engine.max_context)
+    assert cache_bytes(*sizes, torch.bfloat16) == sum(part.numel() * part.element_size() for part in own)
     assert [len(a) for a in generate(engine, [[1], [2, 3]], SamplingParams(max_new_tokens=5))] == [5, 5]

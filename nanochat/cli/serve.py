@@ -1,0 +1,118 @@
+"""`nanochat serve`: a model behind an OpenAI-compatible API."""
+
+import socket
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.chat import check_sampling
+from nanochat.cli.launch import read_environ
+from nanochat.cli.options import Invocation, command
+from nanochat.errors import UsageError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+KEY_VARIABLE = "NANOCHAT_API_KEY"
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "serve", "nanochat serve demo --port 8000")(serve)
+
+
+def serve(
+    invocation: Invocation,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="RUN, RUN/sft, RUN/sft@650 or a checkpoint folder; default: the newest model."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; another than loopback needs a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help=f"What clients must send; better in ${KEY_VARIABLE}.")
+    ] = None,
+    no_api_key: Annotated[bool, typer.Option("--no-api-key", help="Let anyone on the network ask.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name that clients reach this server by; repeatable.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="A page that may ask, as https://name; repeatable.")
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Answers at a time, on each device.")] = 16,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Requests that may wait for a slot.")] = 64,
+    max_context: Annotated[
+        int | None, typer.Option("--max-context", min=2, help="Tokens of a conversation; default: the model's.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 4096,
+    temperature: Annotated[float, typer.Option("--temperature", help="Where a request has none.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Where a request has none.")] = 50,
+    deadline: Annotated[float, typer.Option("--deadline", min=1, help="Seconds of one request.")] = 300.0,
+    drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds that answers may go on at the end.")] = 20.0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Devices, each with an engine of its own.")] = 1,
+) -> int:
+    """Serve a model: an OpenAI-compatible API, /health and /metrics."""
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": None, "seed": None, "max_new_tokens": None}
+    check_sampling(sampling)
+    key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
+    is_local = host in LOOPBACK
+    if not is_local and not key and not no_api_key:
+        raise UsageError(
+            f"--host {host} opens the model to the network, and there is no key",
+            f"{KEY_VARIABLE}=... nanochat serve --host {host}  # or --no-api-key, if anyone may ask",
+        )
+    found = invocation.workspace.resolve_model(model)
+    invocation.console.say(f"model {found}")
+    if invocation.dry_run:
+        return 0
+    listener = open_port(host, port)
+
+    from nanochat.engine.sampling import SamplingParams
+    from nanochat.runtime import list_devices, pick_dtype, use_all_cores
+    from nanochat.stages.assemble import load_model
+    from nanochat.web.app import build_app
+    from nanochat.web.build import build_service
+    from nanochat.web.guard import LOOPBACK as LOOPBACK_NAMES
+    from nanochat.web.guard import Access
+    from nanochat.web.server import run_server
+    from nanochat.web.service import Limits
+
+    use_all_cores()
+    loaded = [load_model(found, place, pick_dtype("auto", place)[0]) for place in list_devices(device, gpus)]
+    service = build_service(
+        [each[0] for each in loaded],
+        loaded[0][1],
+        str(found),
+        num_slots=slots,
+        max_context=max_context,
+        max_waiting=max_waiting,
+        default=SamplingParams(temperature=temperature, top_k=top_k),
+        limits=Limits(max_new_tokens, deadline),
+        is_chat=found.stage != "base",
+    )
+    names = {*LOOPBACK_NAMES, host, *(allow_host or [])}
+    access = Access(names if is_local or allow_host else None, tuple(allow_origin or ()), key)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+    def tell() -> None:
+        invocation.console.say(f"{slots} slots of {service.max_context:,} tokens; Ctrl-C ends")
+        invocation.console.show(f"{address}/v1")
+
+    run_server(build_app(service, access), service, listener, drain, tell)
+    return 0
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Listen, before the model is loaded: a port that is taken is said at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        hint = f"nanochat serve --port {port + 1}" if 0 < port < 65535 else "nanochat serve --host 127.0.0.1"
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}", hint) from error
+    listener.set_inheritable(False)
+    return listener
