@@ -41,12 +41,15 @@ class Piece:
 
 
 class PieceDecoder:
-    """Turns tokens into pieces. stopped: whether a stop string has come; nothing follows it."""
+    """Turns tokens into pieces. stopped: whether a stop string has come; nothing follows it.
 
-    def __init__(self, tokenizer, stop_strings: tuple[str, ...] = ()) -> None:
+    clean: whether control characters and escape sequences are taken out.
+    """
+
+    def __init__(self, tokenizer, stop_strings: tuple[str, ...] = (), clean: bool = True) -> None:
         special = tokenizer.special_ids
         self._tokenizer, self._special_ids = tokenizer, frozenset(special.values())
-        self._stop_strings = stop_strings
+        self._stop_strings, self._clean = stop_strings, clean
         self._kinds: dict[int, PartKind] = {
             special["<|python_start|>"]: "python",
             special["<|python_end|>"]: "text",
@@ -86,13 +89,14 @@ class PieceDecoder:
     def _num_pending(self) -> int:
         """Characters at the end that may be the beginning of a stop string or of an escape sequence."""
         pending = max((_overlap(self._held, string) for string in self._stop_strings), default=0)
-        escape = self._held.rfind("\x1b")
+        escape = self._held.rfind("\x1b") if self._clean else -1
         if escape >= 0 and len(self._held) - escape <= MAX_HELD_ESCAPE and not _ANSI.match(self._held, escape):
             pending = max(pending, len(self._held) - escape)
         return pending
 
     def _release(self, num_chars: int) -> list[Piece]:
-        text, self._held = plain_text(self._held[:num_chars]), self._held[num_chars:]
+        text, self._held = self._held[:num_chars], self._held[num_chars:]
+        text = plain_text(text) if self._clean else text
         return [Piece(self._kind, text)] if text else []
 
 

@@ -20,7 +20,7 @@ from nanochat.engine.engine import TokenEvent
 from nanochat.engine.sampling import TokenLogprob
 from nanochat.web.errors import ApiError, describe_error
 from nanochat.web.schema import ChatRequest, CompletionRequest, parse_request
-from nanochat.web.service import Answer, Service
+from nanochat.web.service import Answer, Chunk, Service
 from nanochat.web.sse import EventStream
 
 
@@ -126,6 +126,8 @@ async def read_json(request: Request) -> Any:
 class ChatFormat:
     """How chat completions look."""
 
+    is_clean = True
+
     def __init__(self, service: Service, wish: ChatRequest) -> None:
         self.service, self.wish = service, wish
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
@@ -189,7 +191,9 @@ class ChatFormat:
 
 
 class CompletionFormat:
-    """How completions look."""
+    """How completions look: every character counts, for offsets point at them."""
+
+    is_clean = False
 
     def __init__(self, service: Service, wish: CompletionRequest) -> None:
         self.service, self.wish = service, wish
@@ -297,7 +301,11 @@ async def respond(
         return EventStream(stream_events(service, form, choices, stops, arrived, with_usage))
 
     async def read_all() -> Response:
-        await asyncio.gather(*(read_choice(service, choice, stops, arrived) for choice in choices))
+        async def read(choice: Choice) -> None:
+            async for chunk in service.read(choice.answer, stops, arrived, form.is_clean):
+                take(choice, chunk)
+
+        await asyncio.gather(*(read(choice) for choice in choices))
         return JSONResponse(form.whole(choices))
 
     return await unless_gone(request, read_all, choices)
@@ -323,16 +331,11 @@ async def unless_gone(request: Request, work: Callable[[], Awaitable[Response]],
             choice.answer.stream.cancel()
 
 
-async def read_choice(service: Service, choice: Choice, stops: Sequence[str], arrived: float) -> None:
-    async for chunk in service.read(choice.answer, stops, arrived):
-        take(choice, chunk.pieces, chunk.tokens, chunk.finish)
-
-
-def take(choice: Choice, pieces: Sequence[Piece], events: Sequence[TokenEvent], finish: str | None) -> None:
-    choice.pieces += pieces
-    choice.events += events
-    if finish is not None:
-        choice.finish = "stop" if finish == "stop" else "length"
+def take(choice: Choice, chunk: Chunk) -> None:
+    choice.pieces += chunk.pieces
+    choice.events += chunk.tokens
+    if chunk.finish is not None:
+        choice.finish = "stop" if chunk.finish == "stop" else "length"
 
 
 async def stream_events(
@@ -343,8 +346,8 @@ async def stream_events(
 
     async def read(choice: Choice) -> None:
         try:
-            async for chunk in service.read(choice.answer, stops, arrived):
-                take(choice, chunk.pieces, chunk.tokens, chunk.finish)
+            async for chunk in service.read(choice.answer, stops, arrived, form.is_clean):
+                take(choice, chunk)
                 rows = form.some(choice, chunk.pieces, chunk.tokens)
                 queue.put_nowait(rows + (form.last(choice) if chunk.finish else []))
         except ApiError as error:

@@ -41,7 +41,12 @@ class Server(uvicorn.Server):
 
 
 def run_server(
-    app: FastAPI, service: Service, listener: socket.socket, drain_seconds: float, tell: Callable[[], object]
+    app: FastAPI,
+    service: Service,
+    listener: socket.socket,
+    drain_seconds: float,
+    tell: Callable[[], object],
+    kind: type[Server] = Server,
 ) -> None:
     """Serve on an open port until a signal. tell: called once it answers. Raises what kept engines from starting."""
     config = uvicorn.Config(
@@ -55,7 +60,7 @@ def run_server(
         ws_max_size=1 << 20,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    server = Server(config, service, drain_seconds, tell)
+    server = kind(config, service, drain_seconds, tell)
     server.run(sockets=[listener])
     if service.failure is not None:
         raise service.failure

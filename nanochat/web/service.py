@@ -168,13 +168,16 @@ class Service:
             ) from None
         return answers
 
-    async def read(self, answer: Answer, stops: Sequence[str], arrived: float) -> AsyncIterator[Chunk]:
+    async def read(
+        self, answer: Answer, stops: Sequence[str], arrived: float, clean: bool = True
+    ) -> AsyncIterator[Chunk]:
         """An answer as it comes; whoever stops reading frees its slot. arrived: time.monotonic() of the request.
 
+        clean: without what could steer a terminal.
         Raises ApiError where the engine failed. An answer that is cut off by its deadline, or by the server's end, ends
         with "length" as one does that is cut for its number of tokens.
         """
-        decoder = PieceDecoder(self.tokenizer, tuple(stops))
+        decoder = PieceDecoder(self.tokenizer, tuple(stops), clean)
         tokens: list[TokenEvent] = []
         pieces: tuple[Piece, ...] = ()
         finish: Finish | None = None
