@@ -88,7 +88,7 @@ class Guard:
             raise ApiError(403, f"pages of {origin[:100]!r} may not use this server", code="origin_not_allowed")
         if self.access.api_key and scope["path"] not in OPEN_PATHS:
             kind, _, key = headers.get("authorization", "").partition(" ")
-            good = secrets.compare_digest(key.strip().encode(), self.access.api_key.encode())
+            good = secrets.compare_digest(key.strip().encode("latin-1"), self.access.api_key.encode())
             if kind.lower() != "bearer" or not good:
                 raise ApiError(401, "this server needs an API key: Authorization: Bearer KEY", code="invalid_api_key")
         length = headers.get("content-length", "0")

@@ -1,0 +1,199 @@
+"""Who may ask, how much, and that every end frees its slot."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from nanochat.web.guard import Access
+from nanochat.web.service import Limits
+from tests.engine.fakes import ScriptedModel
+from tests.web.serving import Serving, serving, tiny_model
+
+ASK = [{"role": "user", "content": "hello"}]
+LONG = {"prompt": [97] * 3, "max_tokens": 2000, "temperature": 0.9, "stream": True}
+
+
+class SlowModel(ScriptedModel):
+    """Takes 10 ms a token and ends no answer before its limit."""
+
+    def __init__(self) -> None:
+        super().__init__(["x" * 3000], context=4000)
+
+    def forward(self, ids, cache=None):
+        import torch
+
+        time.sleep(0.01)
+        logits = torch.full((ids.shape[0], 1, 265), -1e9)
+        logits[:, 0, ord("x")] = 0.0
+        return logits
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def is_idle(server: Serving) -> bool:
+    return server.service.pool.num_active == 0
+
+
+@pytest.fixture(scope="module")
+def slow():
+    with serving(SlowModel(), slots=2, max_waiting=2, limits=Limits(retry_seconds=3)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a b", "[::1"])
+def test_other_hosts_are_refused(slow: Serving, host: str) -> None:
+    answer = slow.get("/v1/models", headers={"Host": host})
+    assert answer.status_code in (400, 403)
+    if answer.status_code == 403:
+        assert answer.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_pages_of_other_sites_are_refused_and_our_own_are_not(slow: Serving) -> None:
+    for origin in ("http://evil.example", "null", "http://localhost.evil.example", "http://127.0.0.1:1"):
+        answer = slow.post("/v1/completions", {"prompt": "a"}, headers={"Origin": origin})
+        assert answer.status_code == 403 and answer.json()["error"]["code"] == "origin_not_allowed", origin
+    assert slow.get("/v1/models", headers={"Origin": slow.url}).status_code == 200
+
+
+def test_a_key_is_asked_for_where_there_is_one() -> None:
+    with serving(tiny_model(), access=Access(api_key="sésame", origins=("https://ours.example",))) as server:
+        assert server.get("/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "Basic sésame".encode()}):
+            answer = server.get("/v1/models", headers=headers)
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.json()["error"]["type"] == "authentication_error"
+        good = {"Authorization": "Bearer sésame".encode(), "Origin": "https://ours.example"}
+        assert server.get("/v1/models", headers=good).status_code == 200
+        assert server.get("/metrics").status_code == 401
+
+
+def test_a_large_body_is_refused_announced_or_not() -> None:
+    with serving(tiny_model(), access=Access(max_body_bytes=1000)) as server:
+        assert server.post("/v1/completions", {"prompt": "a" * 2000}).status_code == 413
+
+        def parts():
+            for _ in range(50):
+                yield b"x" * 100
+
+        answer = httpx.post(server.url + "/v1/completions", content=parts(), timeout=30)
+        assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+        assert server.post("/v1/completions", {"prompt": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"prompt": NaN}'])
+def test_bodies_that_are_no_request(slow: Serving, body: bytes) -> None:
+    answer = httpx.post(slow.url + "/v1/completions", content=body, timeout=30)
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_unknown_pages_and_methods_are_errors_of_the_same_form(slow: Serving) -> None:
+    assert slow.get("/v1/nothing").json()["error"]["message"] == "there is no GET /v1/nothing here"
+    answer = slow.get("/v1/completions")
+    assert answer.status_code == 405 and "there is no GET" in answer.json()["error"]["message"]
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
+def test_a_client_that_leaves_frees_its_slot(slow: Serving) -> None:
+    for wish in (LONG, LONG | {"stream": False}, LONG | {"n": 2}):
+        with socket.create_connection(("127.0.0.1", int(slow.url.rpartition(":")[2]))) as client:
+            body = json.dumps(wish).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            assert wait_until(lambda number=wish.get("n", 1): slow.service.pool.num_active == number)
+            time.sleep(0.1)
+        assert wait_until(lambda: is_idle(slow)), wish
+
+
+def test_a_full_server_says_when_to_come_again(slow: Serving) -> None:
+    threads = [
+        threading.Thread(target=slow.post, args=("/v1/completions", LONG | {"max_tokens": 60})) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: slow.service.pool.num_active == 4)
+    for body in (LONG, LONG | {"n": 3}):
+        answer = slow.post("/v1/completions", body)
+        assert answer.status_code == 429 and answer.headers["Retry-After"] == "3"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+    health = slow.get("/health").json()
+    assert (health["running"], health["waiting"]) == (2, 2)
+    for thread in threads:
+        thread.join()
+    assert wait_until(lambda: is_idle(slow))
+
+
+def test_a_deadline_ends_an_answer_with_what_there_is() -> None:
+    with serving(SlowModel(), limits=Limits(deadline_seconds=0.5)) as server:
+        started = time.monotonic()
+        choice = server.post("/v1/completions", LONG | {"stream": False}).json()["choices"][0]
+        assert 0.4 < time.monotonic() - started < 3
+        assert choice["finish_reason"] == "length" and 5 < len(choice["text"]) < 60
+        assert wait_until(lambda: is_idle(server))
+
+
+def test_a_limit_of_new_tokens_is_the_servers() -> None:
+    with serving(SlowModel(), limits=Limits(max_new_tokens=5)) as server:
+        assert "this server's 5" in server.post("/v1/completions", LONG).json()["error"]["message"]
+        answer = server.post("/v1/chat/completions", {"messages": ASK}).json()
+        assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("drain", [0.3, 30.0])
+def test_a_request_to_stop_lets_answers_end_and_ends_them_after_a_while(drain: float) -> None:
+    with serving(SlowModel(), drain=drain) as server:
+        found: list[str] = []
+
+        def read() -> None:
+            tokens = 2000 if drain < 1 else 60
+            found.append(server.post("/v1/completions", LONG | {"max_tokens": tokens}).text)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert wait_until(lambda: server.service.pool.num_tokens > 3)
+        started = time.monotonic()
+        assert server.stop()
+        assert time.monotonic() - started < 5
+        thread.join()
+        events = [line.removeprefix("data: ") for line in found[0].splitlines() if line]
+        assert events[-1] == "[DONE]" and json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+        text = "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
+        assert len(text) == 60 if drain > 1 else 10 < len(text) < 300
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+
+
+def test_an_engine_that_breaks_is_replaced_and_said() -> None:
+    class Breaking(SlowModel):
+        def forward(self, ids, cache=None):
+            if 98 in ids:
+                raise RuntimeError("out of luck")
+            return super().forward(ids, cache)
+
+    with serving(Breaking()) as server:
+        answer = server.post("/v1/completions", {"prompt": "ab"})
+        assert answer.status_code == 500 and "RuntimeError: out of luck" in answer.json()["error"]["message"]
+        stream = server.post("/v1/completions", {"prompt": "ab", "stream": True}).text
+        assert "out of luck" in stream and stream.rstrip().endswith("[DONE]")
+        assert server.post("/v1/completions", {"prompt": "ac"}).json()["choices"][0]["text"] == "x" * 16
+        assert "nanochat_engine_failures_total 2" in server.get("/metrics").text
+
+
+def test_metrics_count_what_happened(slow: Serving) -> None:
+    slow.post("/v1/completions", {"prompt": "a", "max_tokens": 3})
+    slow.get("/a/path/of/somebody")
+    lines = slow.get("/metrics").text.splitlines()
+    values = {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+    assert values['nanochat_requests_total{path="/v1/completions",status="200"}'] >= 1
+    assert values['nanochat_requests_total{path="other",status="404"}'] >= 1
+    assert values["nanochat_tokens_total"] >= 3 and values["nanochat_first_token_seconds_count"] >= 1
+    assert len(values) < 40
