@@ -1,0 +1,111 @@
+"""A conversation with a model that is kept while it happens: a kill in the middle of an answer leaves what was said.
+
+Stands before a ChatSession and has its `send`, `regenerate` and `edit`. Branches that are left stay in the store.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from nanochat.chats.store import ChatStore, StoredMessage
+from nanochat.conversation import Conversation, Message, Part, user
+
+SAVE_SECONDS = 0.5
+"""Between two writes of an answer that is being said."""
+
+
+class Recorder:
+    """One conversation of a session and a store. store: None keeps nothing. chat: one to go on with.
+
+    session: an engine.session.ChatSession. The store sees a new conversation with its first question.
+    """
+
+    def __init__(self, session: Any, store: ChatStore | None, chat: str | None = None) -> None:
+        self.session, self.store, self.chat = session, store, chat
+        self.path: tuple[StoredMessage, ...] = ()
+        """The messages that are shown, whole turns; empty where nothing is kept."""
+        if chat is not None:
+            self.open(chat)
+
+    def open(self, chat: str) -> None:
+        """Go on with a stored conversation, with its own system prompt."""
+        assert self.store is not None
+        info = self.store.find(chat)
+        self.chat = info.id
+        self.session.system = info.system
+        self._follow()
+
+    def new(self) -> None:
+        """Begin another conversation."""
+        self.session.clear()
+        self.chat, self.path = None, ()
+
+    def send(self, text: str) -> Iterator[Any]:
+        """See ChatSession.send."""
+        return self.edit(len(self.session.history.messages) // 2, text)
+
+    def edit(self, turn: int, text: str) -> Iterator[Any]:
+        """See ChatSession.edit: the new question is a sibling of the old one."""
+        pieces = self.session.edit(turn, text)
+        parent = self.path[2 * turn - 1].id if self.path and turn else None
+        return self._record(pieces, turn, parent, text)
+
+    def regenerate(self) -> Iterator[Any]:
+        """See ChatSession.regenerate: the new answer is a sibling of the old one."""
+        pieces = self.session.regenerate()
+        return self._record(pieces, len(self.session.history.messages) // 2 - 1, None, None)
+
+    def choose(self, message: int) -> None:
+        """Show the branch of a sibling."""
+        if self.store is not None and self.chat is not None:
+            self.store.choose(self.chat, message)
+            self._follow()
+
+    def _record(self, pieces: Iterator[Any], turn: int, parent: int | None, text: str | None) -> Iterator[Any]:
+        """text: the question; None answers the one of this turn again."""
+        parts: list[Part] = []
+        before = self.chat, self.path
+        first, answer = self._begin(turn, parent, text)
+        saved = time.monotonic()
+        try:
+            for piece in pieces:
+                if parts and piece.kind == "text" == parts[-1].kind:
+                    parts[-1] = Part("text", parts[-1].text + piece.text)
+                else:
+                    parts.append(Part(piece.kind, piece.text))
+                if self.store is not None and time.monotonic() - saved > SAVE_SECONDS:
+                    self.store.write(answer, parts)
+                    saved = time.monotonic()
+                yield piece
+        finally:
+            pieces.close()  # type: ignore[attr-defined]  # a generator: its turn enters the session's history
+            if self.store is not None and self.chat is not None:
+                if self.session.finish is None:  # refused, so that there is no such turn
+                    self.store.discard(self.chat, first, before[1][-1].id if before[1] else None)
+                    self.chat = before[0]
+                else:
+                    self.store.write(answer, self.session.history.messages[-1].parts, self.session.finish)
+                    self.path = self.store.read(self.chat)
+
+    def _begin(self, turn: int, parent: int | None, text: str | None) -> tuple[int, int]:
+        """Write the question, unless it is there, and an answer without words; returns the ids of the first new one
+        and of the answer."""
+        if self.store is None:
+            return 0, 0
+        if self.chat is None:
+            self.chat = self.store.create(self.session.system)
+        about = {"model": self.session.name, "sampling": asdict(self.session.params)}
+        question = self.path[2 * turn].id if text is None else self.store.add(self.chat, parent, user(text))
+        answer = self.store.add(self.chat, question, Message("assistant", ()), **about)
+        return (answer if text is None else question), answer
+
+    def _follow(self) -> None:
+        """Bring the session to the current branch."""
+        assert self.store is not None and self.chat is not None
+        self.path = self.store.read(self.chat)
+        messages = [stored.message for stored in self.path]
+        if len(messages) % 2:  # its program was killed before the answer began
+            messages.append(Message("assistant", ()))
+        whole = [m if m.parts else Message(m.role, (Part("text", ""),)) for m in messages]
+        self.session.load(Conversation(tuple(whole))) if whole else self.session.clear()

@@ -1,0 +1,130 @@
+"""A session whose conversation is kept while it happens."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat.chats.recorder import Recorder
+from nanochat.chats.store import ChatStore
+from nanochat.engine.sampling import SamplingParams
+from nanochat.engine.session import ChatSession
+from nanochat.errors import MissingError, UsageError
+from tests.engine.fakes import ByteTokenizer, ScriptedModel
+
+GREEDY = SamplingParams(temperature=0, max_new_tokens=64)
+TOKENIZER = ByteTokenizer()
+
+
+def session_of(*scripts: list[str], context: int = 512) -> ChatSession:
+    return ChatSession(ScriptedModel(*scripts, context=context), TOKENIZER, params=GREEDY, name="fake/sft@1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ChatStore:
+    return ChatStore(tmp_path / "chats.db")
+
+
+def say(pieces) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def shown(recorder: Recorder) -> list[str]:
+    return [stored.message.text for stored in recorder.path]
+
+
+def test_turns_retries_and_edits_become_branches(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], ["two"], ["three"], ["four"]), store)
+    assert store.list() == []
+    assert say(recorder.send("a")) == "one" and say(recorder.send("b")) == "two"
+    assert say(recorder.regenerate()) == "three"
+    assert shown(recorder) == ["a", "one", "b", "three"]
+    assert say(recorder.edit(0, "A")) == "four"
+    assert shown(recorder) == ["A", "four"]
+    first = recorder.path[0].siblings
+    recorder.choose(first[0])
+    assert shown(recorder) == ["a", "one", "b", "three"]
+    assert [m.text for m in recorder.session.history.messages] == shown(recorder)
+    recorder.choose(recorder.path[3].siblings[0])
+    assert shown(recorder)[3] == "two"
+    (info,) = store.list()
+    assert info.title == "a" and info.num_messages == 7
+    answer = store.read(info.id)[1]
+    assert (answer.model, answer.finish, answer.sampling["max_new_tokens"]) == ("fake/sft@1", "stop", 64)
+
+
+def test_another_program_goes_on_where_it_was(store: ChatStore) -> None:
+    session = session_of(["one"])
+    session.system = "Be brief."
+    first = Recorder(session, store)
+    say(first.send("a"))
+    again = Recorder(session_of(["two"]), ChatStore(store.path), "latest")
+    assert again.session.system == "Be brief." and shown(again) == ["a", "one"]
+    assert say(again.send("b")) == "two"
+    assert [m.message.text for m in store.read(first.chat)] == ["a", "one", "b", "two"]
+    with pytest.raises(MissingError):
+        Recorder(session_of(["x"]), store, "nothing")
+
+
+def test_a_stopped_answer_is_kept_as_far_as_it_came(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["a long answer"]), store)
+    pieces = recorder.send("a")
+    assert next(pieces).text == "a"
+    recorder.session.stop()
+    rest = say(pieces)
+    assert shown(recorder) == ["a", "a" + rest] and recorder.path[-1].finish == "cancelled"
+    recorder.new()
+    pieces = recorder.send("b")
+    next(pieces)
+    pieces.close()  # the program is interrupted
+    assert shown(recorder)[0] == "b" and recorder.path[-1].finish == "cancelled"
+    assert len(store.list()) == 2
+
+
+def test_what_is_being_said_is_in_the_file_before_it_is_over(store: ChatStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat.chats.recorder.SAVE_SECONDS", 0.0)
+    recorder = Recorder(session_of(["hello"]), store)
+    pieces = recorder.send("a")
+    for _ in range(3):
+        next(pieces)
+    question, answer = ChatStore(store.path).read(recorder.chat)
+    assert question.message.text == "a" and answer.message.text == "hel" and answer.finish is None
+    say(pieces)
+
+
+def test_a_conversation_whose_program_was_killed_goes_on(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["hello"]), store)
+    pieces = recorder.send("a")
+    next(pieces)
+    again = Recorder(session_of(["two"]), ChatStore(store.path), "latest")
+    assert [m.text for m in again.session.history.messages] == ["a", ""]
+    assert say(again.send("b")) == "two" and shown(again) == ["a", "", "b", "two"]
+
+
+def test_a_refused_question_leaves_no_trace(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], context=64), store)
+    with pytest.raises(UsageError, match="the message takes"):
+        say(recorder.send("x" * 100))
+    assert store.list() == [] and recorder.chat is None and recorder.path == ()
+    say(recorder.send("a"))
+    with pytest.raises(UsageError):
+        say(recorder.edit(0, "x" * 100))
+    with pytest.raises(UsageError):
+        say(recorder.send("x" * 100))
+    assert shown(recorder) == ["a", "one"] and store.list()[0].num_messages == 2
+    assert [m.message.text for m in store.read(recorder.chat)] == ["a", "one"]
+
+
+def test_without_a_store_nothing_is_kept(tmp_path: Path) -> None:
+    recorder = Recorder(session_of(["one"], ["two"]), None)
+    assert say(recorder.send("a")) == "one" and say(recorder.regenerate()) == "two"
+    assert recorder.path == () and list(tmp_path.iterdir()) == []
+
+
+def test_a_conversation_deleted_meanwhile_is_said(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], ["two"]), store)
+    say(recorder.send("a"))
+    ChatStore(store.path).delete(recorder.chat)
+    with pytest.raises(MissingError, match="was deleted"):
+        say(recorder.send("b"))
+    recorder.new()
+    assert say(recorder.send("b")) == "two"

@@ -1,0 +1,213 @@
+"""Conversations on disk: a tree, several programs, kills."""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat.chats.export import export_chat, parse_chats
+from nanochat.chats.store import ChatStore
+from nanochat.conversation import Conversation, Part, assistant, parse_conversation, user
+from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.tasks.custom_json import CustomJSONTask
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ChatStore:
+    return ChatStore(tmp_path / "chats.db")
+
+
+def texts(store: ChatStore, chat: str) -> list[str]:
+    return [stored.message.text for stored in store.read(chat)]
+
+
+def test_messages_form_a_tree_and_nothing_is_destroyed(store: ChatStore) -> None:
+    chat = store.create("Be brief.")
+    first = store.add(chat, None, user("Tell me about ducks\nplease"))
+    one = store.add(chat, first, assistant("Ducks swim."), finish="stop")
+    two = store.add(chat, first, assistant("Ducks fly."), finish="stop")
+    more = store.add(chat, two, user("How high?"))
+    assert texts(store, chat) == ["Tell me about ducks\nplease", "Ducks fly.", "How high?"]
+    assert store.read(chat)[1].siblings == (one, two)
+    store.choose(chat, one)
+    assert texts(store, chat)[1:] == ["Ducks swim."]
+    store.choose(chat, two)
+    assert store.read(chat)[-1].id == more
+    other = store.add(chat, None, user("Tell me about geese"))
+    assert texts(store, chat) == ["Tell me about geese"]
+    store.choose(chat, first)
+    assert store.read(chat)[-1].id == more
+    assert store.read(chat)[0].siblings == (first, other)
+    (info,) = store.list()
+    assert (info.title, info.system, info.num_messages) == ("Tell me about ducks", "Be brief.", 5)
+    with pytest.raises(UsageError, match="has no message 99"):
+        store.choose(chat, 99)
+
+
+def test_lists_are_searched_found_renamed_and_deleted(store: ChatStore) -> None:
+    chats = [store.load(Conversation((user(q), assistant(a)))) for q, a in (("Hi", "Straße"), ("Ducks?", "Yes"))]
+    assert [info.id for info in store.list()] == chats[::-1]
+    assert [info.id for info in store.list("STRASSE")] == chats[:1]
+    assert store.list("nothing") == [] and len(store.list(limit=1)) == 1
+    assert store.find(chats[0][:6]).id == chats[0] and store.find("latest").id == chats[1]
+    store.rename(chats[0], " Roads  of\nmine ")
+    assert store.find(chats[0]).title == "Roads of"
+    for name in ("", "zzz"):
+        with pytest.raises(MissingError, match="there is no conversation"):
+            store.find(name)
+    store.delete(chats[0])
+    assert [info.id for info in store.list()] == chats[1:]
+    with pytest.raises(MissingError, match="was deleted"):
+        store.add(chats[0], None, user("x"))
+    assert b"Stra" not in store.path.read_bytes()
+
+
+def test_an_empty_title_or_two_beginnings_are_refused(store: ChatStore) -> None:
+    chats = [store.create() for _ in range(40)]
+    with pytest.raises(UsageError, match="the title is empty"):
+        store.rename(chats[0], "  ")
+    letter = next(a[0] for a in chats if sum(b[0] == a[0] for b in chats) > 1)
+    with pytest.raises(UsageError, match="begins"):
+        store.find(letter)
+
+
+def _write_many(path: Path, number: int) -> None:
+    store = ChatStore(path)
+    for turn in range(25):
+        chat = store.create(title=f"{number}")
+        question = store.add(chat, None, user(f"{number}/{turn}"))
+        store.add(chat, question, assistant("yes"), finish="stop")
+
+
+def test_programs_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    programs = [context.Process(target=_write_many, args=(tmp_path / "chats.db", number)) for number in range(4)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+        assert program.exitcode == 0
+    store = ChatStore(tmp_path / "chats.db")
+    said = sorted(texts(store, info.id)[0] for info in store.list())
+    assert said == sorted(f"{number}/{turn}" for number in range(4) for turn in range(25))
+
+
+def test_a_kill_in_the_middle_of_an_answer_keeps_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    code = f"""
+import sys
+from pathlib import Path
+from nanochat.chats.store import ChatStore
+from nanochat.conversation import Message, Part, user
+store = ChatStore(Path({str(path)!r}))
+chat = store.create()
+answer = store.add(chat, store.add(chat, None, user("q")), Message("assistant", ()))
+for n in range(10**9):
+    store.write(answer, [Part("text", "x" * n)])
+    print(n, flush=True)
+"""
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        last = [process.stdout.readline() for _ in range(20)][-1]
+        time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        last = ([line for line in process.stdout.read().splitlines() if line.isdigit()] or [last])[-1]
+        process.wait()
+        store = ChatStore(path)
+        question, answer = store.read(store.list()[0].id)
+        assert len(answer.message.text) >= int(last) and answer.finish is None and question.message.text == "q"
+        assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert len(store.list()) == 10
+
+
+def test_a_damaged_a_newer_and_an_unwritable_file_are_sentences(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(DataError, match="file is not a database") as refused:
+        ChatStore(damaged)
+    assert refused.value.hint.startswith(f"mv {damaged}")
+    newer = tmp_path / "newer.db"
+    ChatStore(newer).close()
+    with sqlite3.connect(newer) as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(DataError, match="by a newer nanochat"):
+        ChatStore(newer)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError):
+        ChatStore(tmp_path / "file" / "chats.db")
+
+
+MESSAGES = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_categories=("Cs",))),
+        st.lists(st.tuples(st.sampled_from(["text", "python", "python_output"]), st.text()), max_size=4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(MESSAGES, st.sampled_from(["json", "jsonl"]))
+def test_what_is_exported_is_imported_as_it_was(tmp_path_factory, turns: list, form: str) -> None:
+    store = ChatStore(tmp_path_factory.mktemp("db") / "chats.db")
+    messages = []
+    for question, parts in turns:
+        kept = [Part(kind, text) for kind, text in parts] or [Part("text", "")]
+        messages += [user(question), assistant(*((part.kind, part.text) for part in kept))]
+    conversation = Conversation(tuple(messages))
+    chat = store.load(conversation, title="t")
+    assert tuple(stored.message for stored in store.read(chat)) == conversation.messages
+    ((again, title),) = parse_chats(export_chat(store.find(chat), store.read(chat), form), "f")
+    assert again == conversation and title == ("t" if form == "json" else "")
+    store.close()
+
+
+def test_a_good_chat_becomes_a_training_example(store: ChatStore, tmp_path: Path) -> None:
+    talk = Conversation((user("2+2?"), assistant(("python", "2+2"), ("python_output", "4"), "It is 4.")))
+    lines = ""
+    for number in range(2):
+        chat = store.load(talk, system="Compute." if number else "")
+        store.add(chat, store.read(chat)[-1].id, user("and?"))  # has no answer yet, so that it is left out
+        lines += export_chat(store.find(chat), store.read(chat), "jsonl")
+    path = tmp_path / "good.jsonl"
+    path.write_text(lines)
+    task = CustomJSONTask(path)
+    assert task.num_examples() == 2 and task.example(0) == talk
+    assert task.example(1).messages[0].text == "Compute.\n\n2+2?"
+    markdown = export_chat(store.find(chat), store.read(chat), "markdown")
+    assert "# 2+2?" in markdown and "`2+2 = 4`It is 4." in markdown and "## System\n\nCompute." in markdown
+    empty = store.create()
+    with pytest.raises(UsageError, match="has no answer yet"):
+        export_chat(store.find(empty), store.read(empty), "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no conversation"),
+        ("{", "f:1: no JSON"),
+        ('{"messages": []}', "f:1: expected"),
+        ('[{"a": 1}]', "f:1:"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        parse_chats(text, "f")
+
+
+def test_a_list_of_conversations_is_read_too() -> None:
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    import json
+
+    assert parse_chats(json.dumps([talk, talk]), "f") == [(parse_conversation(talk), "")] * 2
+    assert parse_chats(json.dumps(talk["messages"]), "f") == [(parse_conversation(talk), "")]
