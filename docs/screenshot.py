@@ -5,6 +5,7 @@ import asyncio
 import re
 from pathlib import Path
 
+from nanochat.chats.recorder import Recorder
 from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.engine.sampling import SamplingParams
 from nanochat.paths import Workspace
@@ -17,7 +18,7 @@ QUESTIONS = ("How many r are in strawberry?", "What is 47 + 38?", "Tell me a sto
 async def draw(model: str, out: Path) -> None:
     workspace = Workspace(resolve_home(None, read_environ()))
     session = build_session(workspace.resolve_model(model), params=SamplingParams(temperature=0, max_new_tokens=120))
-    app = ChatApp(session, out.parent)
+    app = ChatApp(Recorder(session, None), out.parent)
     async with app.run_test(size=(84, 28)) as pilot:
         for question in QUESTIONS:
             app.query_one(PromptArea).insert(question)

@@ -135,6 +135,11 @@ class Workspace:
     def core(self) -> Path:
         return self.home / "core"
 
+    @property
+    def chats(self) -> Path:
+        """The file of conversations."""
+        return self.home / "chats" / "chats.db"
+
     def dataset(self, name: str) -> Path:
         return self.home / "data" / name
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nanochat.chats.recorder import Recorder
+from nanochat.cli.chats import open_store
 from nanochat.cli.options import Invocation, check_utf8, command, read_utf8
 from nanochat.errors import UsageError
 
@@ -29,38 +31,50 @@ def chat(
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer.")] = None,
     system: Annotated[str, typer.Option("--system", help="Put before the first message.")] = "",
+    go_on: Annotated[
+        str | None, typer.Option("--continue", metavar="CHAT", help="Go on with a conversation: an id, or latest.")
+    ] = None,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
 ) -> int:
-    """Talk to a trained model."""
+    """Talk to a trained model. Conversations are kept (nanochat chats ls); answers to -p are not."""
     if prompt is not None and not prompt.strip() and sys.stdin.isatty():
         raise UsageError("the prompt is empty", "nanochat chat -p 'Hello'")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sampling = {**sampling, "max_new_tokens": max_new_tokens}
     check_sampling(sampling)
+    if go_on is not None and (no_history or prompt is not None or invocation.as_json):
+        raise UsageError(
+            "--continue goes with a kept conversation, not with -p, --json or --no-history", "nanochat chat"
+        )
     found = invocation.workspace.resolve_model(model)
+    store = None
+    if not no_history and prompt is None and not invocation.as_json and not invocation.dry_run:
+        store = open_store(invocation)
+        go_on = None if go_on is None else store.find(go_on).id
     if found.stage == "base":
         invocation.console.say(f"{found} is a base model: it continues text and has not learned to chat")
     invocation.console.say(f"model {found}")
     if invocation.dry_run:
         return 0
     session = open_session(found, device, {key: value for key, value in sampling.items() if value is not None}, system)
-    return talk(invocation, session, prompt, plain)
-
-
-def talk(invocation: Invocation, session: Any, prompt: str | None, plain: bool) -> int:
-    """Choose the face: one answer, lines, or the full screen on a terminal."""
-    console = invocation.console
     if prompt is not None or invocation.as_json:
         answer_once(invocation, session, prompt or "")
         return 0
+    return talk(invocation, Recorder(session, store, go_on), plain)
+
+
+def talk(invocation: Invocation, recorder: Recorder, plain: bool) -> int:
+    """Choose the face: lines, or the full screen on a terminal."""
+    console = invocation.console
     if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
         from nanochat.tui.plain import run_plain
 
         is_terminal = sys.stdin.isatty()
-        return run_plain(session, input if is_terminal else _read_line, console.write, console.say)
+        return run_plain(recorder, input if is_terminal else _read_line, console.write, console.say)
     from nanochat.tui.app import ChatApp
 
-    ChatApp(session, invocation.home / "chats").run()
+    ChatApp(recorder, invocation.home / "chats").run()
     return 0
 
 

@@ -12,6 +12,7 @@ import typer
 from nanochat import __version__
 from nanochat.cli import (
     chat,
+    chats,
     config,
     data,
     doctor,
@@ -44,6 +45,7 @@ resume.register(app)
 app.add_typer(rl.app, name="rl")
 app.add_typer(eval.app, name="eval")
 chat.register(app)
+app.add_typer(chats.app, name="chats")
 serve.register(app)
 report.register(app)
 plan.register(app)

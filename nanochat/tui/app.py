@@ -1,6 +1,6 @@
 """The full-screen chat: a transcript that streams Markdown, a prompt, a status line.
 
-Knows a ChatSession and nothing of models or files but the folder that conversations are exported to.
+Knows a conversation and nothing of models or files but the folder that conversations are exported to.
 Answers are computed in a worker thread, which talks to the screen by messages only.
 """
 
@@ -18,8 +18,8 @@ from textual.message import Message
 from textual.widgets import Footer, Markdown, Static, TextArea
 from textual.widgets.markdown import MarkdownStream
 
+from nanochat.chats.recorder import Recorder
 from nanochat.engine.decoding import Piece, plain_text
-from nanochat.engine.session import ChatSession
 from nanochat.errors import NanochatError
 
 
@@ -72,7 +72,7 @@ class AnswerText(Markdown):
 
 
 class ChatApp(App[None]):
-    """One conversation with one session. export_folder is where Ctrl-S writes."""
+    """One conversation at a time. export_folder is where Ctrl-S writes."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "nanochat"
@@ -109,9 +109,9 @@ class ChatApp(App[None]):
             super().__init__()
             self.error = error
 
-    def __init__(self, session: ChatSession, export_folder: Path) -> None:
+    def __init__(self, recorder: Recorder, export_folder: Path) -> None:
         super().__init__()
-        self.session = session
+        self.recorder, self.session = recorder, recorder.session
         self.export_folder = export_folder
         self._busy = False
         self._turns: list[list[Static | Markdown]] = []  # of each turn the user's message, then the answer
@@ -150,7 +150,7 @@ class ChatApp(App[None]):
             return
         self.query_one(PromptArea).clear()
         await self._open_turn(text)
-        self._start(self.session.send(text))
+        self._start(self.recorder.send(text))
 
     async def action_regenerate(self) -> None:
         if self._refuse_while_answering():
@@ -161,12 +161,12 @@ class ChatApp(App[None]):
         for widget in self._turns[-1][1:]:
             await widget.remove()
         del self._turns[-1][1:]
-        self._start(self.session.regenerate())
+        self._start(self.recorder.regenerate())
 
     async def action_new(self) -> None:
         if self._refuse_while_answering():
             return
-        self.session.clear()
+        self.recorder.new()
         self._turns.clear()
         await self.query_one("#transcript").remove_children()
         self._show_status()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from nanochat.chats.recorder import Recorder
 from nanochat.engine.decoding import Piece
 from nanochat.engine.session import ChatSession
 from nanochat.errors import NanochatError
@@ -12,13 +13,14 @@ HELP = "/new starts over, /again answers again, /quit or Ctrl-D ends; Ctrl-C sto
 Write = Callable[[str], object]
 
 
-def run_plain(session: ChatSession, read: Callable[[str], str], write: Write, note: Write) -> int:
+def run_plain(recorder: Recorder, read: Callable[[str], str], write: Write, note: Write) -> int:
     """Talk until the input ends; return the exit code.
 
     read: like input(): takes the prompt, returns a line, raises EOFError at the end. write: answers, streamed
     and flushed. note: one line about the conversation, such as help or an error. Ctrl-C stops an answer and
     keeps its beginning; where no answer is running it ends the loop.
     """
+    session = recorder.session
     while True:
         try:
             line = read(PROMPT).strip()
@@ -33,15 +35,15 @@ def run_plain(session: ChatSession, read: Callable[[str], str], write: Write, no
             if line == "/help":
                 note(HELP)
             elif line == "/new":
-                session.clear()
+                recorder.new()
                 note("New conversation.")
             elif line == "/again":
                 if session.history.messages:
-                    write_answer(session.regenerate(), write)
+                    write_answer(recorder.regenerate(), write)
                 else:
                     note("There is nothing to answer again.")
             else:
-                write_answer(session.send(line), write)
+                write_answer(recorder.send(line), write)
         except KeyboardInterrupt:
             write("\n")
             note("Stopped.")

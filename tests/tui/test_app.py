@@ -6,6 +6,7 @@ import pytest
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
+from nanochat.chats.recorder import Recorder
 from nanochat.conversation import parse_conversation
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
@@ -18,7 +19,7 @@ CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is **4
 def app_of(*scripts: list[str], folder: Path = Path(), context: int = 512, pause_after: int | None = None) -> ChatApp:
     model = ScriptedModel(*scripts, context=context, pause_after=pause_after)
     params = SamplingParams(temperature=0, max_new_tokens=200)
-    return ChatApp(ChatSession(model, ByteTokenizer(), name="demo/sft@10", params=params), folder)
+    return ChatApp(Recorder(ChatSession(model, ByteTokenizer(), name="demo/sft@10", params=params), None), folder)
 
 
 async def settle(app: ChatApp, pilot) -> None:

@@ -1,5 +1,6 @@
 import pytest
 
+from nanochat.chats.recorder import Recorder
 from nanochat.engine.decoding import Piece
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
@@ -32,7 +33,7 @@ class Terminal:
         self.output += text
 
     def run(self, session: ChatSession) -> int:
-        return run_plain(session, self.read, self.write, self.notes.append)
+        return run_plain(Recorder(session, None), self.read, self.write, self.notes.append)
 
 
 def test_lines_are_answered_until_the_input_ends() -> None:

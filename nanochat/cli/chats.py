@@ -1,0 +1,139 @@
+"""`nanochat chats`: the conversations that `chat` keeps."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nanochat.chats.export import export_chat, parse_chats, write_parts
+from nanochat.chats.store import ChatInfo, ChatStore
+from nanochat.cli.console import format_table
+from nanochat.cli.options import Invocation, command, new_group
+from nanochat.engine.decoding import plain_text
+from nanochat.errors import DataError, UsageError
+
+app = new_group("Conversations: list, show, export, import, rename, remove.")
+Chat = Annotated[str, typer.Argument(help="The beginning of an id, or latest.")]
+
+
+def open_store(invocation: Invocation) -> ChatStore:
+    return ChatStore(invocation.workspace.chats)
+
+
+@command(app, "ls", "nanochat chats ls --search ducks")
+def list_chats(
+    invocation: Invocation,
+    search: Annotated[str, typer.Option("--search", help="Only those that hold these words.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 50,
+) -> None:
+    """List conversations, the newest first."""
+    found = open_store(invocation).list(search, limit)
+    if invocation.as_json:
+        invocation.console.show_json([vars(info) for info in found])
+        return
+    if not found:
+        what = f"no conversation holds {search!r}" if search else "no conversations yet; next:  nanochat chat"
+        invocation.console.say(what)
+        return
+    rows = [
+        (
+            info.id,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(info.updated)),
+            info.num_messages,
+            plain_text(info.title),
+        )
+        for info in found
+    ]
+    invocation.console.show(format_table(rows, ("id", "changed", "messages", "title"), right=[2]))
+
+
+@command(app, "show", "nanochat chats show latest")
+def show(invocation: Invocation, chat: Chat) -> None:
+    """Print a conversation, its current branch."""
+    store = open_store(invocation)
+    info = store.find(chat)
+    path = store.read(info.id)
+    if invocation.as_json:
+        invocation.console.show(export_chat(info, path, "json").rstrip())
+        return
+    for stored in path:
+        who = "you" if stored.message.role == "user" else stored.model or "assistant"
+        branches = (
+            f"  ({stored.siblings.index(stored.id) + 1}/{len(stored.siblings)})" if len(stored.siblings) > 1 else ""
+        )
+        invocation.console.show(plain_text(f"{who}{branches}\n{write_parts(stored.message.parts)}\n"))
+
+
+@command(app, "export", "nanochat chats export latest --format jsonl > good.jsonl")
+def export(
+    invocation: Invocation,
+    chat: Chat,
+    form: Annotated[
+        Literal["markdown", "json", "jsonl"],
+        typer.Option("--format", help="jsonl: a training example, for data check and sft."),
+    ] = "markdown",
+    out: Annotated[Path | None, typer.Option("--out", help="A file, which must not exist; default: stdout.")] = None,
+) -> None:
+    """Write a conversation, its current branch."""
+    store = open_store(invocation)
+    info = store.find(chat)
+    text = export_chat(info, store.read(info.id), form)
+    if out is None:
+        invocation.console.show(text.rstrip("\n"))
+        return
+    try:
+        with out.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{out} exists already", f"nanochat chats export {info.id} --out {out}.new") from None
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}", "choose another --out") from error
+    invocation.console.say(f"wrote {out}")
+
+
+@command(app, "import", "nanochat chats import chats.jsonl")
+def import_file(
+    invocation: Invocation, file: Annotated[Path, typer.Argument(help="JSON, or a conversation a line.")]
+) -> None:
+    """Take in conversations that were exported, or that follow the form of training data."""
+    try:
+        found = parse_chats(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "iconv -t utf-8 FILE") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
+    store = open_store(invocation)
+    ids = [store.load(conversation, title=title) for conversation, title in found]
+    if invocation.as_json:
+        invocation.console.show_json(ids)
+    else:
+        invocation.console.say(f"took in {len(ids)} conversations; next:  nanochat chats ls")
+
+
+@command(app, "rename", "nanochat chats rename latest 'About ducks'")
+def rename(invocation: Invocation, chat: Chat, title: Annotated[str, typer.Argument(help="The new title.")]) -> None:
+    """Give a conversation another title."""
+    store = open_store(invocation)
+    store.rename(store.find(chat).id, title)
+
+
+@command(app, "rm", "nanochat chats rm 3f2a")
+def remove(invocation: Invocation, chats: Annotated[list[str], typer.Argument(help="Beginnings of ids.")]) -> None:
+    """Remove conversations with all of their branches."""
+    store = open_store(invocation)
+    found: dict[str, ChatInfo] = {info.id: info for info in map(store.find, chats)}
+    titles = ", ".join(f"{info.id} ({plain_text(info.title)})" for info in found.values())
+    if invocation.dry_run:
+        invocation.console.say(f"would remove {titles}")
+        return
+    if not invocation.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"removing {titles} wants a yes", f"nanochat chats rm {' '.join(found)} -y")
+        if not invocation.console.ask(f"remove {titles}?"):
+            invocation.console.say("nothing was removed")
+            return
+    for chat in found:
+        store.delete(chat)
+    invocation.console.say(f"removed {titles}")
