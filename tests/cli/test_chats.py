@@ -69,9 +69,7 @@ def test_without_any_the_next_command_is_named(nanochat: Call, home: Path) -> No
 
 def chat(home: Path, said: str, *words: str) -> subprocess.CompletedProcess[str]:
     words = ("chat", "whole/sft", "--plain", "--max-new-tokens", "3", "--home", str(home), *words)
-    return subprocess.run(
-        [sys.executable, "-c", CODE, *words], input=said, capture_output=True, text=True, env=os.environ
-    )
+    return subprocess.run([sys.executable, "-c", CODE, *words], input=said, capture_output=True, text=True)
 
 
 def test_chat_keeps_what_is_said_unless_it_is_asked_not_to(trained_home: Path, tmp_path: Path) -> None:
