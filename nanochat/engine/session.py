@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 import torch
 
 from nanochat.conversation import Conversation, Message, Part, dump_conversation, user
-from nanochat.engine.decoding import Piece, PieceDecoder
+from nanochat.engine.decoding import Piece, PieceDecoder, plain_text
 from nanochat.engine.engine import Engine, Finish, Request
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
 from nanochat.errors import UsageError
-from nanochat.tokenizer.chat import render_prompt
+from nanochat.tokenizer.chat import render, render_prompt
 from nanochat.tools.calculator import calculate
 
 CHAT_SAMPLING = SamplingParams(temperature=0.8, top_k=50, max_new_tokens=512)
@@ -132,6 +132,16 @@ class ChatSession:
             raise ValueError("the last message has no answer: send it instead")
         self.clear()
         self._messages.extend(conversation.messages)
+
+    def raw(self) -> str:
+        """The conversation as the model reads it, special tokens written out; "" before the first turn."""
+        seen = self._messages[self._num_unseen :]
+        if not seen:
+            return ""
+        if self.system:
+            seen[0] = user(f"{self.system}\n\n{seen[0].text}")
+        ids, _ = render(self._tokenizer, Conversation(tuple(seen)))
+        return plain_text(self._tokenizer.decode(ids))
 
     def export(self) -> dict:
         """The conversation as JSON types, in the shape that parse_conversation reads."""

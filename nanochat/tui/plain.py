@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 
 from nanochat.chats.recorder import Recorder
-from nanochat.engine.decoding import Piece
+from nanochat.engine.decoding import Piece, plain_text
 from nanochat.engine.session import ChatSession
 from nanochat.errors import NanochatError
+from nanochat.tui.commands import as_text, explain, parse_command, run_command, write_turns
 
 PROMPT = "> "
-HELP = "/new starts over, /again answers again, /quit or Ctrl-D ends; Ctrl-C stops an answer."
-
 Write = Callable[[str], object]
 
 
@@ -29,27 +28,27 @@ def run_plain(recorder: Recorder, read: Callable[[str], str], write: Write, note
             return 0
         if not line:
             continue
-        if line in ("/quit", "/exit"):
-            return 0
+        session.notice = ""
         try:
-            if line == "/help":
-                note(HELP)
-            elif line == "/new":
-                recorder.new()
-                note("New conversation.")
-            elif line == "/again":
-                if session.history.messages:
-                    write_answer(recorder.regenerate(), write)
-                else:
-                    note("There is nothing to answer again.")
+            command = parse_command(line)
+            if command is None:
+                write_answer(recorder.send(as_text(line)), write)
             else:
-                write_answer(recorder.send(line), write)
+                outcome = run_command(recorder, *command)
+                if outcome.quits:
+                    return 0
+                if outcome.pieces is not None:
+                    write_answer(outcome.pieces, write)
+                elif outcome.is_other and session.history.messages:
+                    write(plain_text(write_turns(recorder)) + "\n")
+                if outcome.note:
+                    note(plain_text(outcome.note))
         except KeyboardInterrupt:
             write("\n")
             note("Stopped.")
         except NanochatError as error:
-            note(f"{error.message} ({error.hint})" if error.hint else error.message)
-        if session.notice and not line.startswith("/"):
+            note(explain(error))
+        if session.notice:
             note(session.notice)
 
 

@@ -10,7 +10,8 @@ from nanochat.chats.recorder import Recorder
 from nanochat.conversation import parse_conversation
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
-from nanochat.tui.app import AnswerText, ChatApp, PromptArea, ToolCall, UserTurn
+from nanochat.tui.app import ChatApp
+from nanochat.tui.widgets import AnswerText, PromptArea, ToolCall, UserTurn
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
 
 CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is **4**."]
@@ -43,6 +44,9 @@ def transcript(app: ChatApp) -> list[tuple[str, str]]:
     for widget in app.query_one("#transcript", VerticalScroll).children:
         if isinstance(widget, AnswerText):
             shown.append(("answer", widget.source))
+        elif isinstance(widget, ToolCall):
+            result = "" if widget.result is None else f" = {widget.result}"
+            shown.append(("ToolCall", widget.expression + result))
         elif isinstance(widget, Static):
             shown.append((type(widget).__name__, str(widget.render())))
     return shown
@@ -79,7 +83,7 @@ async def test_escape_stops_the_answer_and_keeps_its_beginning() -> None:
         await pilot.press("escape")
         model.resume.set()
         await settle(app, pilot)
-        assert transcript(app) == [("UserTurn", "go"), ("answer", "abcd"), ("Static", "Stopped.")]
+        assert transcript(app) == [("UserTurn", "go"), ("answer", "abcd"), ("Note", "Stopped.")]
         assert app.query_one(PromptArea).text == "too early"
         await pilot.press("enter")
         await settle(app, pilot)

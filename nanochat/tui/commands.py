@@ -1,0 +1,199 @@
+"""What a line that begins with a slash does, the same in every face of the terminal.
+
+Knows a conversation and no widget: what a command wants of its face comes back as an Outcome.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nanochat.chats.export import write_parts
+from nanochat.chats.recorder import Recorder
+from nanochat.engine.decoding import Piece
+from nanochat.errors import NanochatError, UsageError
+
+COMMANDS = {
+    "help": ("", "these commands"),
+    "new": ("", "begin another conversation"),
+    "again": ("", "answer the last question again; both answers are kept"),
+    "edit": ("[#N] TEXT", "ask question N (default: the last) in other words, on a branch of its own"),
+    "prev": ("", "show the answer or question before this one, where there are several"),
+    "next": ("", "show the one after it"),
+    "chats": ("[WORDS]", "list conversations, those that hold the words"),
+    "open": ("ID", "go on with a conversation"),
+    "title": ("TEXT", "give this conversation another title"),
+    "set": ("[NAME VALUE]", "temperature, top_k, top_p, min_p, repetition_penalty, seed, max_new_tokens; off unsets"),
+    "system": ("[TEXT]", "a system prompt for the conversations that begin from now on; none unsets"),
+    "raw": ("", "the conversation as the model sees it, with special tokens"),
+    "quit": ("", "leave"),
+}
+"""Name to its arguments and what it does. `exit` is another word for quit."""
+
+NUMBERS = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_new_tokens": int,
+}
+OPTIONAL = ("top_k", "top_p", "min_p")
+MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """note: to be said. is_other: the conversation on the screen is another one now.
+
+    pieces: an answer to be shown, to the question `text`, which stands in place of turn `turn` and all that followed.
+    """
+
+    note: str = ""
+    pieces: Iterator[Piece] | None = None
+    turn: int = 0
+    text: str = ""
+    is_other: bool = False
+    quits: bool = False
+
+
+def parse_command(line: str) -> tuple[str, str] | None:
+    """The name and the rest of a command; None where the line is no command. `//x` is the text `/x`.
+
+    Raises UsageError where it looks like a command that was mistyped.
+
+    >>> parse_command("/set top_k 5"), parse_command("/etc/hosts is a file"), parse_command("//new")
+    (('set', 'top_k 5'), None, None)
+    """
+    found = re.match(r"/([a-z]+)(?:\s+|$)(.*)", line.strip(), re.DOTALL)
+    if found is None:
+        return None
+    name, rest = found[1], found[2].strip()
+    name = "quit" if name == "exit" else name
+    if name in COMMANDS:
+        return name, rest
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
+    if near:
+        raise UsageError(f"there is no /{name}; did you mean /{near[0]}?", f"//{name} sends it as text")
+    return None
+
+
+def as_text(line: str) -> str:
+    """What a line says that is no command."""
+    return line[1:] if line.startswith("//") else line
+
+
+def describe_commands() -> str:
+    """A line for each command."""
+    heads = {name: f"/{name} {arguments}".rstrip() for name, (arguments, _) in COMMANDS.items()}
+    width = max(map(len, heads.values()))
+    return "\n".join(f"{heads[name]:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+
+
+def run_command(recorder: Recorder, name: str, rest: str) -> Outcome:
+    """Do what a command says. Raises NanochatError where it cannot be done."""
+    session = recorder.session
+    if name == "help":
+        return Outcome(describe_commands())
+    if name == "quit":
+        return Outcome(quits=True)
+    if name == "new":
+        recorder.new()
+        return Outcome("New conversation.", is_other=True)
+    if name == "again":
+        if not session.history.messages:
+            return Outcome("There is nothing to answer again.")
+        turn = len(session.history.messages) // 2 - 1
+        return Outcome(pieces=recorder.regenerate(), turn=turn, text=session.history.messages[-2].text)
+    if name == "edit":
+        return _edit(recorder, rest)
+    if name in ("prev", "next"):
+        return step_branch(recorder, 1 if name == "next" else -1)
+    if name == "chats":
+        return _list_chats(recorder, rest)
+    if name == "open":
+        if recorder.store is None:
+            raise UsageError("nothing is kept in this conversation", "nanochat chat  # without --no-history")
+        recorder.open(rest or "latest")
+        return Outcome(is_other=True)
+    if name == "title":
+        if recorder.store is None or recorder.chat is None:
+            raise UsageError("this conversation is not kept yet", "ask something first")
+        recorder.store.rename(recorder.chat, rest)
+        return Outcome("Renamed.")
+    if name == "set":
+        return _set(recorder, rest)
+    if name == "system":
+        session.system = rest
+        return Outcome("The next conversation has this system prompt." if rest else "No system prompt.")
+    return Outcome(session.raw() or "Nothing has been said yet.")
+
+
+def step_branch(recorder: Recorder, step: int, turn: int | None = None) -> Outcome:
+    """Show a sibling of the newest message that has some, or of a turn."""
+    path = recorder.path if turn is None else recorder.path[2 * turn : 2 * turn + 2]
+    forks = [stored for stored in path if len(stored.siblings) > 1]
+    if not forks:
+        return Outcome("There is only one branch here." if recorder.store else "Branches are not kept here.")
+    fork = forks[-1]
+    place = fork.siblings.index(fork.id) + step
+    if not 0 <= place < len(fork.siblings):
+        return Outcome(f"This is {place - step + 1} of {len(fork.siblings)}.")
+    recorder.choose(fork.siblings[place])
+    return Outcome(f"{place + 1} of {len(fork.siblings)}.", is_other=True)
+
+
+def set_number(recorder: Recorder, name: str, value: str) -> None:
+    """Change one sampling parameter of the answers from now on. Raises UsageError."""
+    if name not in NUMBERS:
+        near = difflib.get_close_matches(name, NUMBERS, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"there is no parameter {name!r}{guess}", f"one of {', '.join(NUMBERS)}")
+    try:
+        number: Any = None if value in ("off", "") and name in OPTIONAL else NUMBERS[name](value)
+        recorder.session.params = replace(recorder.session.params, **{name: number})
+    except ValueError as error:
+        said = f"{error}" if f"{error}".startswith(name) else f"{value!r} is no number"
+        raise UsageError(f"{name}: {said}", f"/set {name} {getattr(recorder.session.params, name)}") from error
+
+
+def explain(error: NanochatError) -> str:
+    """An error in one line."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
+def _edit(recorder: Recorder, rest: str) -> Outcome:
+    num_turns = len(recorder.session.history.messages) // 2
+    found = re.match(r"#(\d+)\s+(.+)", rest, re.DOTALL)
+    turn, text = (int(found[1]), found[2]) if found else (num_turns, rest)
+    if not num_turns or not text:
+        raise UsageError("there is nothing to edit" if not num_turns else "the new text is missing", "/edit TEXT")
+    if not 1 <= turn <= num_turns:
+        raise UsageError(f"there is no question {turn}, but 1 to {num_turns}", "/edit #1 TEXT")
+    return Outcome(pieces=recorder.edit(turn - 1, text), turn=turn - 1, text=text)
+
+
+def _list_chats(recorder: Recorder, words: str) -> Outcome:
+    if recorder.store is None:
+        raise UsageError("nothing is kept in this conversation", "nanochat chat  # without --no-history")
+    found = recorder.store.list(words, MAX_LISTED)
+    return Outcome("\n".join(f"{info.id}  {info.title}" for info in found) or "No conversation.")
+
+
+def _set(recorder: Recorder, rest: str) -> Outcome:
+    name, _, value = rest.partition(" ")
+    if rest:
+        set_number(recorder, name, value.strip())
+    params = recorder.session.params
+    shown = {key: getattr(params, key) for key in NUMBERS}
+    return Outcome(", ".join(f"{key} {'off' if value is None else value}" for key, value in shown.items()))
+
+
+def write_turns(recorder: Recorder) -> str:
+    """The conversation on the screen as text."""
+    lines = []
+    for message in recorder.session.history.messages:
+        lines.append(f"> {message.text}" if message.role == "user" else write_parts(message.parts))
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""Screens over the chat: help, the list of conversations, the numbers of sampling."""
+
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, OptionList, Static
+from textual.widgets.option_list import Option
+
+from nanochat.chats.recorder import Recorder
+from nanochat.chats.store import ChatStore
+from nanochat.engine.decoding import plain_text
+from nanochat.errors import NanochatError
+from nanochat.tui.commands import NUMBERS, OPTIONAL, describe_commands, explain, set_number
+
+CSS = """
+ModalScreen { align: center middle; }
+ModalScreen > Vertical {
+  width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1; border: round $accent; background: $surface;
+}
+ModalScreen OptionList { height: auto; max-height: 16; }
+ModalScreen Input { height: 3; }
+ModalScreen .note { color: $text-muted; }
+ModalScreen .error { color: $error; }
+"""
+
+KEYS = """Enter   send            Ctrl-J  break the line     Up      the last text again
+Esc     stop the answer, or leave what is open
+Ctrl-R  answer again    Ctrl-E  edit the last question
+F6, F7  the answer before, the next one
+F2      conversations   F3      sampling and system prompt
+F4      copy the answer Ctrl-S  save as a file
+Ctrl-N  new             Ctrl-Q  quit"""
+
+
+class HelpScreen(ModalScreen[None]):
+    """Keys and commands."""
+
+    BINDINGS: ClassVar = [Binding("escape,f1,q", "dismiss", "Close")]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(), VerticalScroll():
+            yield Static("Keys\n" + KEYS, markup=False)
+            yield Static("\nCommands, typed instead of a question\n" + describe_commands(), markup=False)
+            yield Static("\nEsc closes this.", classes="note", markup=False)
+
+
+class ChatsScreen(ModalScreen[str | None]):
+    """The list of conversations with a search; gives the id of the one that was chosen."""
+
+    BINDINGS: ClassVar = [
+        Binding("escape,f2", "dismiss", "Close", priority=True),
+        Binding("down", "into_list", "List"),
+        Binding("delete,ctrl+d", "remove", "Remove"),
+    ]
+
+    def __init__(self, store: ChatStore) -> None:
+        super().__init__()
+        self.store = store
+        self._to_remove = ""
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Input(placeholder="Words to look for", id="search")
+            yield OptionList(id="chats", markup=False)
+            yield Static("Enter opens, Delete removes, Esc closes.", id="hint", classes="note", markup=False)
+
+    def on_mount(self) -> None:
+        self._show("")
+
+    @on(Input.Changed)
+    def search(self, event: Input.Changed) -> None:
+        self._show(event.value)
+
+    @on(Input.Submitted)
+    def open_first(self) -> None:
+        options = self.query_one(OptionList)
+        if options.option_count:
+            self.dismiss(options.get_option_at_index(options.highlighted or 0).id)
+
+    @on(OptionList.OptionSelected)
+    def open_chosen(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_id)
+
+    def action_into_list(self) -> None:
+        self.query_one(OptionList).focus()
+
+    def action_remove(self) -> None:
+        """The first press asks, the second removes."""
+        options, hint = self.query_one(OptionList), self.query_one("#hint", Static)
+        if options.highlighted is None or not options.has_focus:
+            return
+        chat = options.get_option_at_index(options.highlighted).id or ""
+        if self._to_remove != chat:
+            self._to_remove = chat
+            hint.update("Delete once more removes it with all of its branches.")
+            return
+        self.store.delete(chat)
+        hint.update("Removed.")
+        self._show(self.query_one(Input).value)
+
+    def _show(self, words: str) -> None:
+        options = self.query_one(OptionList)
+        options.clear_options()
+        self._to_remove = ""
+        for info in self.store.list(words, 200):
+            day = time.strftime("%m-%d %H:%M", time.localtime(info.updated))
+            options.add_option(Option(f"{day}  {plain_text(info.title) or info.id}", id=info.id))
+        if options.option_count:
+            options.highlighted = 0
+
+
+class SamplingScreen(ModalScreen[None]):
+    """The numbers that answers are drawn with, and the system prompt of the next conversation."""
+
+    BINDINGS: ClassVar = [Binding("escape,f3", "dismiss", "Close", priority=True)]
+
+    def __init__(self, recorder: Recorder, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self.recorder, self.changed = recorder, changed
+
+    def compose(self) -> ComposeResult:
+        params, session = self.recorder.session.params, self.recorder.session
+        with Vertical(), VerticalScroll():
+            for name in NUMBERS:
+                value = getattr(params, name)
+                yield Label(f"{name.replace('_', ' ')}{' (empty: off)' if name in OPTIONAL else ''}")
+                yield Input("" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}", id=name)
+            yield Label("system prompt of the next conversation")
+            yield Input(session.system, id="system")
+            yield Static("Enter takes a value, Tab goes on, Esc closes.", id="hint", classes="note", markup=False)
+
+    @on(Input.Submitted)
+    @on(Input.Blurred)
+    def take(self, event: Input.Submitted | Input.Blurred) -> None:
+        hint, name = self.query_one("#hint", Static), event.input.id or ""
+        try:
+            if name == "system":
+                self.recorder.session.system = event.input.value
+            else:
+                set_number(self.recorder, name, event.input.value.strip())
+        except NanochatError as error:
+            hint.set_classes("error")
+            hint.update(explain(error))
+            return
+        hint.set_classes("note")
+        if isinstance(event, Input.Submitted):
+            hint.update(f"{name.replace('_', ' ')} is set.")
+        self.changed()
