@@ -46,7 +46,8 @@ def check(
             f"{file}: {len(result.errors)} of {len(result.errors) + len(result.measured)} lines are not conversations",
             result.errors[0].hint,
         )
-    invocation.console.suggest(f"nanochat train sft --preset d20 --set sft.mixture=custom:{file}")
+    where = f"--run {run}" if run is not None else f"--preset {preset or 'd20'}"
+    invocation.console.suggest(f"nanochat run {where} --set sft.mixture=custom:{file}")
     return 0
 
 

@@ -1,8 +1,9 @@
 """`nanochat eval bpb | core | chat | all`."""
 
 import json
+import math
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import typer
 
@@ -175,23 +176,50 @@ def check_evaluation(score: str, model: ModelPath, target: Target) -> None:
     if score == "chat" and model.stage == "base":
         raise UsageError(
             f"{model} has not seen conversations: chat tasks need a mid or sft model",
-            f"nanochat train mid --run {target.run.name}",
+            f"nanochat eval bpb {model}  # or eval core {model}",
         )
     if score == "chat" and not target.settings.eval.tasks:
-        raise UsageError("eval.tasks is empty: there is no chat task to score", "--set eval.tasks=letters,arithmetic")
+        raise UsageError("there is no chat task to score", f"nanochat eval chat {model} --tasks letters,arithmetic")
 
 
 def list_scores(run: RunPaths) -> list[dict[str, Any]]:
-    """The scores of a run, in the order of their files; unreadable ones are left out."""
+    """The scores of a run, in the order of their files; damaged ones are left out."""
     scores = []
     for path in sorted(run.eval.glob("*.json")):
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(value, dict):
+        if is_score(value):
             scores.append(value)
     return scores
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """A finite number that is no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_score(value: object) -> bool:
+    """Whether what a score file holds can be shown: each number of it is one, and each list."""
+    if not isinstance(value, dict):
+        return False
+    numbers = [value.get(key) for key in ("bpb", "accuracy", "value", "stderr", "total", "num_tokens", "answers_each")]
+    lists = [value.get(key) for key in ("core_tasks", "tasks")]
+    shares = value.get("pass_at") or {}
+    tasks = value.get("core_tasks")
+    return (
+        all(number is None or is_number(number) for number in numbers)
+        and all(found is None or isinstance(found, list) for found in lists)
+        and isinstance(value.get("missing") or {}, (dict, list))
+        and isinstance(shares, dict)
+        and all(is_number(share) for share in shares.values())
+        and all(
+            isinstance(task, dict)
+            and all(is_number(task.get(key)) for key in ("accuracy", "stderr", "total", "centred"))
+            for task in tasks or ()
+        )
+    )
 
 
 def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
@@ -220,10 +248,10 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
     for score in scores:
         value, error = score.get("bpb", score.get("accuracy", score.get("value"))), score.get("stderr")
         scale, digits, unit = (100, 1, "%") if "accuracy" in score else (1, 4, "")
-        shown = "-" if value is None else f"{scale * value:.{digits}f}{unit}"
-        shown_error = "" if error is None else f"+- {scale * error:.{digits}f}"
+        shown = f"{scale * value:.{digits}f}{unit}" if is_number(value) else "-"
+        shown_error = f"+- {scale * error:.{digits}f}" if is_number(error) else ""
         name = f"{score.get('stage')}@{score.get('step')}"
-        rows.append((name, score.get("name"), shown, shown_error, _describe_extent(score)))
+        rows.append((name, f"{score.get('name')}", shown, shown_error, _describe_extent(score)))
         rows += [
             (
                 name,
@@ -232,9 +260,10 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
                 f"+- {100 * task['stderr']:.1f}",
                 f"of {task['total']}, centred {task['centred']:.3f}",
             )  # fmt: skip
-            for task in score.get("core_tasks", ())
+            for task in score.get("core_tasks") or ()
         ]
-        rows += [(name, f"  pass@{k}", f"{100 * share:.1f}%", "", "") for k, share in score.get("pass_at", {}).items()]
+        shares = score.get("pass_at") or {}
+        rows += [(name, f"  pass@{k}", f"{100 * share:.1f}%", "", "") for k, share in shares.items()]
     invocation.console.show(format_table(rows, right=[2, 3]))
 
 

@@ -93,13 +93,15 @@ def check_downloads(invocation: Invocation, target: "Target", stages: Sequence[s
             missing.append(f"{needs.num_shards} shards of {needs.dataset}")
         else:
             say_shortage(invocation, target, needs)
-    orders = order_tasks(workspace, list_tasks(target.settings, stages))
-    missing += [name for order in orders for name in find_missing(order)]
+    names = list_tasks(target.settings, stages)
+    lacking = {name: find_missing(order) for name, order in zip(names, order_tasks(workspace, names), strict=True)}
+    missing += [file for files in lacking.values() for file in files]
     if missing:
         named = ", ".join(dict.fromkeys(missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
-        raise MissingError(
-            f"not downloaded yet: {named}, and a run opens no socket", f"nanochat download all {target.choice}"
-        )
+        hint = f"nanochat download all {target.choice}"
+        if set(stages) <= {"eval", "rl"}:  # whose tasks may be no settings of the run
+            hint = f"nanochat download tasks {' '.join(name for name, files in lacking.items() if files)}"
+        raise MissingError(f"not downloaded yet: {named}, and a run opens no socket", hint)
 
 
 def say_shortage(invocation: Invocation, target: "Target", needs: Needs) -> None:

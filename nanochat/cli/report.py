@@ -7,7 +7,7 @@ import typer
 
 from nanochat.cli.options import Invocation, command
 from nanochat.cli.target import choose_run
-from nanochat.errors import UsageError
+from nanochat.disk import write_atomically
 from nanochat.paths import RunPaths
 
 
@@ -35,15 +35,12 @@ def report(
 
 
 def write_report(run: RunPaths) -> list[Path]:
-    """Collect, render and write; returns the two files."""
+    """Collect, render and write; returns the two files. Where the disk fails, the old ones are kept."""
     from nanochat.report.collect import collect_report
     from nanochat.report.html import render_html
     from nanochat.report.markdown import render_markdown
 
     data = collect_report(run)
-    try:
-        run.report_md.write_text(render_markdown(data), encoding="utf-8")
-        run.report_html.write_text(render_html(data), encoding="utf-8")
-    except PermissionError as error:
-        raise UsageError(f"cannot write {error.filename}: {error.strerror}", "nanochat runs ls") from None
+    write_atomically(run.report_md, render_markdown(data).rstrip("\n"))
+    write_atomically(run.report_html, render_html(data).rstrip("\n"))
     return [run.report_md, run.report_html]

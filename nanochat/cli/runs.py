@@ -1,19 +1,21 @@
-"""`nanochat runs ls | show | path | rm`."""
+"""`nanochat runs ls | show | path | copy | rm`."""
 
 import json
+import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
-from nanochat.disk import format_size
-from nanochat.errors import UsageError
+from nanochat.disk import disk_errors, format_size
+from nanochat.errors import MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
 app = new_group("See and remove runs.")
@@ -49,7 +51,7 @@ def list_runs(invocation: Invocation) -> None:
 @command(app, "show", "nanochat runs show demo")
 def show_run(invocation: Invocation, run: Run = None) -> None:
     """Show how far a run is, and what came out."""
-    from nanochat.cli.eval import list_scores, show_scores
+    from nanochat.cli.eval import is_number, list_scores, show_scores
 
     paths = choose_run(invocation, run)
     description = describe_run(paths)
@@ -71,10 +73,10 @@ def show_run(invocation: Invocation, run: Run = None) -> None:
             (
                 stage,
                 description["stages"][stage],
-                "-" if result.get("step") is None else f"{result['step']:,}",
-                "-" if loss is None else f"{loss:.4f}",
-                "-" if bpb is None else f"{bpb:.4f}",
-                "-" if seconds is None else f"{seconds:,.0f} s",
+                f"{result['step']:,}" if is_number(result.get("step")) else "-",
+                f"{loss:.4f}" if is_number(loss) else "-",
+                f"{bpb:.4f}" if is_number(bpb) else "-",
+                f"{seconds:,.0f} s" if is_number(seconds) else "-",
                 " ".join(f"@{step}" for step in paths.stage(stage).steps()),
             )
         )
@@ -82,6 +84,8 @@ def show_run(invocation: Invocation, run: Run = None) -> None:
     console.show(format_table(rows, header, right=[2, 3, 4, 5]))
     if scores:
         show_scores(invocation, scores)
+    if damaged := len(list(paths.eval.glob("*.json"))) - len(scores):
+        console.say(f"{damaged} damaged score files are left out: nanochat eval all {paths.name} writes them anew")
     if description["process"]:
         console.say(f"process {description['process']} is working on it")
 
@@ -102,12 +106,63 @@ def show_path(
         invocation.console.show(str(path))
 
 
+@command(app, "copy", "nanochat runs copy demo trial --until sft")
+def copy_run(
+    invocation: Invocation,
+    run: Annotated[str, typer.Argument(help="The run to start from.")],
+    name: Annotated[str, typer.Argument(help="The new run.")],
+    until: Annotated[
+        Literal["tokenizer", "base", "mid", "sft", "rl"], typer.Option("--until", help="The last stage to take over.")
+    ] = "rl",
+) -> None:
+    """Make a new run with the finished stages of another, to try later ones again. Checkpoints take no room twice."""
+    source, target = choose_run(invocation, run), invocation.workspace.run(name)
+    if target.root.exists():
+        raise UsageError(f"run {name!r} exists already", f"nanochat runs copy {run} {name}-2 --until {until}")
+    stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if is_done(source, stage)]
+    if until not in stages:
+        raise MissingError(f"run {source.name!r} has no finished {until}", f"nanochat runs show {source.name}")
+    if invocation.dry_run:
+        invocation.console.say(f"would make run {name} with {', '.join(stages)} of {source.name}")
+        return
+    write_copy(source, target, stages)
+    invocation.console.say(f"run {name} has {', '.join(stages)} of {source.name}")
+    after = STAGES[STAGES.index(until) + 1 :]
+    invocation.console.suggest(f"nanochat train {after[0]} --run {name}" if after else f"nanochat chat {name}")
+
+
+def write_copy(source: RunPaths, target: RunPaths, stages: Sequence[str]) -> None:
+    """Copy settings and stages; a half copy is never seen under its name. Checkpoints become hard links if possible."""
+    temporary = target.root.with_name(f".{target.name}.{os.getpid()}")
+
+    def copy(file: str, to: str) -> None:
+        if "checkpoints" in Path(file).parts:
+            try:
+                os.link(file, to)
+                return
+            except OSError:  # another disk, or a file system without links
+                pass
+        shutil.copy2(file, to)
+
+    with disk_errors(target.root.parent):
+        try:
+            temporary.mkdir()
+            for path in (source.settings, source.root / "environment.json"):
+                if path.is_file():
+                    shutil.copy2(path, temporary / path.name)
+            for stage in stages:
+                shutil.copytree(source.root / stage, temporary / stage, copy_function=copy)
+            temporary.rename(target.root)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 @command(app, "rm", "nanochat runs rm demo")
 def remove_runs(
     invocation: Invocation, runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs.")]
 ) -> None:
     """Remove runs with all their checkpoints."""
-    from nanochat.stages.lock import lock_run
+    from nanochat.stages.lock import check_unused, lock_run
 
     paths = [choose_run(invocation, run) for run in runs]
     for run in paths:
@@ -121,6 +176,7 @@ def remove_runs(
             if not invocation.console.ask(f"remove run {run.name} ({size})?"):
                 invocation.console.say(f"run {run.name} is kept")
                 continue
+        check_unused(run)
         with lock_run(run):
             shutil.rmtree(run.root)
         invocation.console.say(f"removed {run.root} ({size})")

@@ -16,6 +16,7 @@ from nanochat.disk import format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.sources import TEXT_SOURCES
+from nanochat.stages.lock import find_holder
 
 if TYPE_CHECKING:
     from nanochat.settings import Settings
@@ -139,15 +140,20 @@ def find_changes(
     from nanochat.layers import differing_keys
 
     changed = differing_keys(saved, settings)
-    for key, (before, now) in changed.items():
-        stage = find_user(run, key)
-        if stage is not None:
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise UsageError(
-                f"run {run.name!r} has trained its {stage} with {key} = {_show(before)}, not {_show(now)}{more}",
-                f"{again}  # a new run; `--run {run.name}` alone keeps the settings",
-            )
-    return changed
+    stages = ("tokenizer", *TRAIN_STAGES)
+    used = [(stages.index(stage), key) for key in changed if (stage := find_user(run, key)) is not None]
+    if not used:
+        return changed
+    first, key = min(used)
+    before, now = changed[key]
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    hint = f"{again}  # a new run; `--run {run.name}` alone keeps the settings"
+    if first > 1:  # what came before need not be trained again
+        copy = f"nanochat runs copy {run.name} {run.name}-2 --until {stages[first - 1]}"
+        hint = f"{copy}  # then this command with --run {run.name}-2"
+    raise UsageError(
+        f"run {run.name!r} has trained its {stages[first]} with {key} = {_show(before)}, not {_show(now)}{more}", hint
+    )
 
 
 def find_user(run: RunPaths, key: str) -> str | None:
@@ -165,7 +171,10 @@ def find_user(run: RunPaths, key: str) -> str | None:
 def has_started(run: RunPaths, stage: str) -> bool:
     if stage == "tokenizer":
         return run.tokenizer.is_dir()
-    return run.stage(stage).plan.is_file() or bool(run.stage(stage).steps())
+    paths = run.stage(stage)
+    if paths.result.is_file() or paths.steps():
+        return True
+    return paths.plan.is_file() and bool(find_holder(run))  # it is at work, and has saved nothing yet
 
 
 def is_done(run: RunPaths, stage: str) -> bool:

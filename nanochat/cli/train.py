@@ -116,7 +116,7 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
     following = {"base": f"nanochat train mid --run {run.name}", "mid": f"nanochat train sft --run {run.name}"}
     if target.settings.rl.task is not None:
         following["sft"] = f"nanochat train rl --run {run.name}"
-    following["rl"] = f"nanochat rl show {run.name}"
+    following["rl"] = f"nanochat {'rl show' if target.settings.rl.keep_rollouts else 'eval chat'} {run.name}"
     invocation.console.suggest(following.get(stage, f"nanochat chat {run.name}"))
     return 0
 

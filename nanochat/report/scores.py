@@ -78,7 +78,7 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
     pass_at = [(parse_count(k), read_number(share)) for k, share in read_table(value.get("pass_at")).items()]
     return ScoreReport(
         stage=read_text(value.get("stage")) or stage,
-        name=read_text(value.get("name")) or name or stem,
+        name=_name_score(read_text(value.get("name")) or name or stem, value.get("tasks")),
         value=first_number(accuracy, bpb, value.get("value")),
         is_accuracy=accuracy is not None or total is not None,
         correct=correct,
@@ -93,6 +93,15 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
         max_per_task=read_count(read_table(value.get("settings")).get("max_per_task")),
         isolation=_describe_isolation(read_table(value.get("isolation"))),
     )
+
+
+def _name_score(name: str, tasks: object) -> str:
+    """A mean with what it is the mean of, for it changes with the tasks.
+
+    >>> _name_score("ChatCORE", ["letters", "arithmetic"]), _name_score("letters", None)
+    ('ChatCORE of letters, arithmetic', 'letters')
+    """
+    return f"{name} of {', '.join(map(read_text, tasks))}" if isinstance(tasks, list) and tasks else name
 
 
 def _describe_isolation(value: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ from nanochat.stages.display import Display
 from nanochat.stages.evaluate import run_evaluate
 from nanochat.stages.exhaustion import memory_errors
 from nanochat.stages.job import Job, read_settings
-from nanochat.stages.lock import lock_run
+from nanochat.stages.lock import hold_run, lock_run
 from nanochat.stages.mid import run_mid
 from nanochat.stages.rl import run_rl
 from nanochat.stages.sft import run_sft
@@ -124,7 +124,8 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
         with memory_errors(job, options.stage):
             if options.stage == "evaluate":
-                run_evaluate(job, display, options.of, options.score, options.keep_finished, options.log_samples)
+                with hold_run(run) if world.is_main else contextlib.nullcontext():
+                    run_evaluate(job, display, options.of, options.score, options.keep_finished, options.log_samples)
             else:
                 with lock_run(run) if world.is_main else contextlib.nullcontext():
                     RUN_STAGE[options.stage](job, display)

@@ -104,7 +104,8 @@ def _tell(job: Job, name: str, batches: Iterable[T]) -> Iterator[T]:
 
 
 def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: bool) -> dict[str, float | None]:
-    scores = [_score_task(job, subject, display, name, keep_finished) for name in job.settings.eval.tasks]
+    names = dict.fromkeys(job.settings.eval.tasks)  # one that stands twice is measured once
+    scores = [_score_task(job, subject, display, name, keep_finished) for name in names]
     values: dict[str, float | None] = {score.name: score.accuracy for score in scores}
     mean, error = average_centred(scores), estimate_mean_error(scores)
     if mean is not None:
@@ -175,6 +176,8 @@ def describe_score(score: Score) -> str:
     parts = [f"{score.name} {100 * score.accuracy:.1f}% of {score.total} (+- {100 * (score.stderr or 0):.1f})"]
     if score.with_tool:
         parts.append(f"{score.with_tool} with a tool")
+    if score.too_long:
+        parts.append(f"{score.too_long} too long, counted as wrong")
     if score.ungraded:
         parts.append(f"{score.ungraded} without a verdict")
     parts += [f"pass@{k} {100 * value:.1f}%" for k, value in score.pass_at[1:]]

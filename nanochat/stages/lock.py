@@ -9,6 +9,9 @@ from nanochat.disk import disk_errors
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import RunPaths
 
+HOLD = ".evaluating"
+"""Beside the lock of a run: locked by all that evaluate it."""
+
 
 def find_holder(run: RunPaths) -> str:
     """The id of the process that holds the run's lock; "" where none does. Leaves the lock as it is."""
@@ -21,6 +24,33 @@ def find_holder(run: RunPaths) -> str:
     except OSError:  # no lock yet, or none to be had here
         pass
     return ""
+
+
+@contextmanager
+def hold_run(run: RunPaths) -> Iterator[None]:
+    """Keep a run from being removed; any number of processes may, and training goes on beside them."""
+    file = None
+    with suppress(OSError):  # no locks here, or nothing may be written
+        file = (run.root / HOLD).open("a+", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def check_unused(run: RunPaths) -> None:
+    """Raise UsageError where an evaluation reads the run."""
+    try:
+        with (run.root / HOLD).open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"run {run.name!r} is being evaluated", f"nanochat runs show {run.name}  # or wait for it to end"
+        ) from None
+    except OSError:
+        pass  # never evaluated, or no locks here
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def build_task(
     elif name in HUB:
         task = HUB[name](split, folder)
     elif CLASS_NAME.fullmatch(name):
-        task = build_custom_class(name, split)
+        task = build_custom_class(name, split, NAMES)
     else:
         near = difflib.get_close_matches(name, NAMES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""

@@ -8,21 +8,22 @@ import importlib
 import importlib.util
 import re
 import sys
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from nanochat.errors import DataError, MissingError, NanochatError, UsageError
+from nanochat.errors import MissingError, NanochatError, UsageError
+from nanochat.tasks.guarded import GuardedTask, watch_code
 from nanochat.tasks.task import Split, Task
 
 CLASS_NAME = re.compile(r"(?P<where>[^:]+):(?P<cls>[A-Za-z_]\w*)")
 
 
-def build_custom_class(name: str, split: Split) -> Task:
-    """Call the class with the split and return the task; its name is `name` where the class has none.
+def build_custom_class(name: str, split: Split, taken: Sequence[str] = ()) -> Task:
+    """Call the class with the split and return the task, watched; its name is `name` where the class has none.
 
-    Raises MissingError where there is no such file or module, UsageError where it has no such task, and DataError, with
-    the file and the line, where its code fails.
+    taken: names that it may not have. Raises MissingError where there is no such file or module, UsageError where it
+    has no such task, and DataError, with the file and the line, where its code fails.
     """
     match = CLASS_NAME.fullmatch(name)
     assert match, name
@@ -44,31 +45,23 @@ def build_custom_class(name: str, split: Split) -> Task:
     if kind.__abstractmethods__:
         lacking = ", ".join(sorted(kind.__abstractmethods__))
         raise UsageError(f"{name} lacks {lacking}", "docs/tasks.md says how to write a task")
-    try:
+    with watch_code(name):
         task = kind(split)  # type: ignore[call-arg]
-        if not hasattr(task, "name"):
-            task.name = name
-        task.num_examples()
-    except NanochatError:
-        raise
-    except Exception as error:  # the user's code: whatever it raises is theirs
-        raise explain(name, error) from error
-    return task
+    return GuardedTask(task, name, taken)
 
 
 def load_module(where: str) -> ModuleType:
     """Import a file or a module once. Raises MissingError where it is not there, DataError where its code fails."""
     if not where.endswith(".py"):
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
-                raise MissingError(
-                    f"there is no module {where!r}", f"a file is named with its ending: {where}.py:Class"
-                ) from None
-            raise explain(where, error) from error
-        except Exception as error:
-            raise explain(where, error) from error
+        with watch_code(where):
+            try:
+                return importlib.import_module(where)
+            except ModuleNotFoundError as error:
+                if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
+                    raise MissingError(
+                        f"there is no module {where!r}", f"a file is named with its ending: {where}.py:Class"
+                    ) from None
+                raise
     path = Path(where).expanduser().resolve()
     if not path.is_file():
         raise MissingError(f"there is no file {path}", f"ls {path.parent}")
@@ -80,18 +73,9 @@ def load_module(where: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     sys.modules[key] = module  # dataclasses look their module up
     try:
-        found.loader.exec_module(module)
-    except Exception as error:
+        with watch_code(where):
+            found.loader.exec_module(module)
+    except NanochatError:
         del sys.modules[key]
-        raise explain(where, error) from error
+        raise
     return module
-
-
-def explain(name: str, error: Exception) -> DataError:
-    """Say what somebody's code raised, and on which line of it."""
-    if isinstance(error, SyntaxError):
-        place = f"{error.filename}:{error.lineno}"
-    else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-    return DataError(f"{name} fails: {type(error).__name__}: {error} ({place})", "--debug shows the traceback")

@@ -192,7 +192,7 @@ TABLE = [
     ("eval all", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
     ("eval core r", run_with(ALL_DONE), 3, "the CORE bundle is not in", "nanochat download core"),
     ("eval bpb r/mid", run_with(BASE_DONE), 3, "no checkpoint of stage 'mid'", "nanochat train mid --run r"),
-    ("eval chat r", run_with(BASE_DONE), 2, "has not seen conversations", "nanochat train mid --run r"),
+    ("eval chat r", run_with(BASE_DONE), 2, "has not seen conversations", "nanochat eval bpb r/base"),
     ("chat -p hi", nothing, 3, "there is no trained model", "nanochat run --preset demo"),
     ("chat r/sft@7 -p hi", run_with(ALL_DONE), 3, "r/sft has no step 7, only 20", "nanochat runs show r"),
     ("chat -p hi --top-k 0", nothing, 2, "--top-k 0 is not 1 or more", "nanochat chat --help"),
@@ -223,7 +223,7 @@ TABLE = [
         "my.toml is already there",
         "nanochat presets copy demo my.toml -y",
     ),
-    ("train mid --run r", broken_settings, 4, "settings.json cannot be read", "nanochat runs rm r"),
+    ("train mid --run r", broken_settings, 4, "settings.json cannot be read", "nanochat chat r"),
     # text of your own
     ("download import nowhere", nothing, 2, "there is no folder or file nowhere", "ls"),
     ("download import empty --name mine", text_folder, 2, "it is empty", "choose another folder"),

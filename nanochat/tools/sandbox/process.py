@@ -29,7 +29,7 @@ class Limits:
     """Of one program: its own computing time, the time of the whole grading, and its address space."""
 
     cpu_seconds: int = 5
-    wall_seconds: float = 30.0
+    wall_seconds: float = 15.0
     memory_bytes: int = 1 << 30
 
 
