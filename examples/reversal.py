@@ -1,7 +1,8 @@
 """A task of one's own: say a word backwards. `docs/tasks.md` goes through it.
 
-nanochat train sft --run demo --set 'sft.mixture=examples/reversal.py:Reversal:2000,identity*8'
-nanochat eval chat demo --set eval.tasks=examples/reversal.py:Reversal
+nanochat runs copy demo trial --until mid
+nanochat train sft --run trial --set 'sft.mixture=examples/reversal.py:Reversal:2000,identity*8'
+nanochat eval chat trial --tasks examples/reversal.py:Reversal
 """
 
 import random

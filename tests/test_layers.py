@@ -134,3 +134,19 @@ def test_wishes_over_saved_settings_keep_the_other_origins() -> None:
     changed, after = apply_wishes(settings, read_toml("[eval]\nbatch_size = 4\n", "my.toml"), origins)
     assert differing_keys(settings, changed) == {"eval.batch_size": (32, 4)}
     assert {key for key in after if after[key] != origins[key]} == {"eval.batch_size"}
+
+
+def test_files_of_mixtures_are_kept_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl", "own.py"):
+        (tmp_path / name).write_text("")
+    mixture = ["custom:mine.jsonl*10", "own.py:Class:200", "identity*8", "gsm8k:0:70:2", "custom:none.jsonl"]
+    settings = Settings.model_validate({"mid": {"mixture": mixture}, "rl": {"task": "own.py:Class"}})
+    monkeypatch.chdir("/")
+    again = Settings.model_validate(settings.model_dump())
+    assert again.mid.mixture == [
+        f"custom:{tmp_path}/mine.jsonl*10",
+        f"{tmp_path}/own.py:Class:200",
+        *mixture[2:],
+    ]
+    assert again.rl.task == f"{tmp_path}/own.py:Class"

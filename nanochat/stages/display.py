@@ -34,6 +34,7 @@ class Display:
         self._stream, self._log = stream, log
         self._live = not quiet and self.stream.isatty() if live is None else live
         self._progress: Progress | None = None
+        self._warned = False
         self._task: TaskID | None = None
         self._name = ""
         self._last_line = 0.0
@@ -104,6 +105,12 @@ class Display:
     def show_step(self, stage: str, record: dict, num_steps: int) -> None:
         """One record of the training loop."""
         loss = "no targets" if record["loss"] is None else f"loss {record['loss']:.4f}"
+        if record["loss"] is None and "reward" not in record and not self._warned:
+            self._warned = True
+            self.say(
+                f"warning: step {record['step']} had nothing to learn from: no answer of its conversations is in "
+                "the context; `nanochat data check FILE` counts them"
+            )
         reward = [f"reward {record['reward']:.3f}"] if "reward" in record else []
         parts = [*reward, loss, f"lr x{record['lr']:.2f}", f"{record['tokens_per_second']:,.0f} tok/s"]
         if record["mfu"] is not None:

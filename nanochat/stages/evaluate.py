@@ -1,6 +1,7 @@
 """Evaluation of a trained model: bits per byte, CORE and chat tasks, as JSON in the run's eval folder."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -49,9 +50,9 @@ def run_evaluate(
     take over what an interrupted evaluation has measured of the same model, data and settings. log_samples: also
     write every prediction of CORE. Collective: every rank calls this.
     """
-    wanted = SCORES if score == "all" else tuple(score.split(","))
     subject = load_subject(job, of)
     stage = subject.path.stage
+    wanted = SCORES if score == "all" else tuple(score.split(","))
     display.say(f"evaluating {subject.path} on {job.world.device}, {str(job.dtype).removeprefix('torch.')}")
     if score == "chat" and stage not in CHAT_STAGES:
         raise UsageError(
@@ -110,8 +111,9 @@ def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: boo
     mean, error = average_centred(scores), estimate_mean_error(scores)
     if mean is not None:
         display.say(f"ChatCORE {mean:.4f} (+- {error or 0:.4f}), the centred mean of {', '.join(values)}")
-        record = {"name": "ChatCORE", "value": mean, "stderr": error, "tasks": list(values), **subject.about}
-        save_score(job, score_path(job, subject, "chatcore"), record)
+        name = name_sampled("ChatCORE", job.settings.eval.answers_each)
+        record = {"name": name, "value": mean, "stderr": error, "tasks": list(values), **subject.about}
+        save_score(job, score_path(job, subject, name.lower()), record)
         values["ChatCORE"] = mean
     return values
 
@@ -124,10 +126,10 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
     hangs_on = ("max_examples", "max_new_tokens", "answers_each", "temperature")
     what = {key: getattr(wish, key) for key in hangs_on} | ({"isolation": isolation} if isolation else {})
     identity = identify(subject, task=task.name, data_sha256=digest, **what)
-    path = score_path(job, subject, task.name)
+    path = score_path(job, subject, name_sampled(task.name, wish.answers_each))
     found = find_score(job, path, identity) if keep_finished else None
     if found:
-        score = read_score(found)
+        score = replace(read_score(found), name=task.name)
         display.say(f"{describe_score(score)}, as measured before")
         return score
 
@@ -157,9 +159,19 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
         display.say(f"warning: {score.ungraded} answers to {name} got no verdict, for the machine failed, not they")
     else:  # a score that lacks verdicts is measured again by --resume
         derived[IDENTITY] = identity
-    save_score(job, path, score.to_dict() | derived | subject.about)
+    named = {"name": name_sampled(score.name, wish.answers_each)}
+    save_score(job, path, score.to_dict() | named | derived | subject.about)
     display.say(describe_score(score))
     return score
+
+
+def name_sampled(name: str, answers_each: int) -> str:
+    """Several sampled answers are another score than the most likely one, and neither replaces the other.
+
+    >>> name_sampled("letters", 1), name_sampled("letters", 8)
+    ('letters', 'letters x8')
+    """
+    return name if answers_each == 1 else f"{name} x{answers_each}"
 
 
 def _find_isolation(job: Job) -> dict[str, Any]:

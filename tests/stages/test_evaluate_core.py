@@ -189,12 +189,12 @@ def test_a_killed_chat_evaluation_goes_on_and_equals_the_uninterrupted_one(
     whole = {path: path.read_bytes() for path in evaluated.eval.glob("*.json")}
     shutil.rmtree(evaluated.eval)
     evaluate_until(2, signal.SIGKILL, -9, words)
-    assert [path.name for path in evaluated.eval.iterdir()] == ["sft_letters.json"]
+    assert [path.name for path in evaluated.eval.iterdir()] == ["sft_letters-x2.json"]
     capsys.readouterr()
     assert main(["evaluate", *words, "--keep-finished"]) == 0
     assert capsys.readouterr().err.count("as measured before") == 1
     assert {path: path.read_bytes() for path in evaluated.eval.glob("*.json")} == whole
-    letters = json.loads((evaluated.eval / "sft_letters.json").read_text())
+    letters = json.loads((evaluated.eval / "sft_letters-x2.json").read_text())
     assert letters["answers_each"] == 2 and set(letters["pass_at"]) == {"1", "2"}
     assert len(letters["data_sha256"]) == len(letters["model_sha256"]) == 64
 
