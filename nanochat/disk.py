@@ -15,7 +15,7 @@ from nanochat.errors import CapacityError, DataError, NanochatError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 """What a disk does to us; any other error of the system is more likely a bug of ours."""
-MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room; then the same command again"
+MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room; then the same command again, or `nanochat resume`"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -75,7 +75,8 @@ def name_error(error: OSError, folder: Path) -> NanochatError:
     if error.errno in FULL:
         return CapacityError(f"the disk of {folder} is full: {error}", MAKE_ROOM)
     return DataError(
-        f"{folder} cannot be written: {error}", "nanochat doctor  # mend the disk; then the same command again"
+        f"{folder} cannot be written: {error}",
+        "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`",
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from nanochat.conversation import Conversation
@@ -15,15 +16,16 @@ from nanochat.tasks.task import Task
 
 
 class GuardedTask(Task):
-    """Stands before a task. where: how the settings name it. taken: names that a task of one's own may not have.
+    """Stands before a task. taken: names that a task of one's own may not have.
 
+    where: how the settings name it; without its folder that is the name of a task that has none.
     Raises DataError and UsageError, here and from every method, for what the code raises or returns.
     """
 
     def __init__(self, task: Task, where: str, taken: Sequence[str] = ()) -> None:
         self._task, self._where = task, where
         with watch_code(where):
-            self.name = getattr(task, "name", where)
+            self.name = getattr(task, "name", Path(where).name)
             self.eval_type, self.max_new_tokens = task.eval_type, task.max_new_tokens
         if not isinstance(self.name, str) or not self.name.strip() or len(self.name) > 100:
             raise self._refuse("name", self.name, "a text of 1 to 100 characters")
