@@ -37,7 +37,7 @@ def test_a_class_without_a_name_is_named_by_its_place(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(HEAD + BODY)
     task = build_task(f"{path}:Mine", "test", 3)
-    assert task.name == f"{path}:Mine" and len(task) == 3 and task.evaluate(task[0], "test")
+    assert task.name == "mine.py:Mine" and len(task) == 3 and task.evaluate(task[0], "test")
 
 
 def test_a_class_of_a_module_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
