@@ -172,7 +172,7 @@ class ChatApp(App[None]):
         if not self._refuse_while_answering():
             outcome = step_branch(self.recorder, step)
             if outcome.is_other:
-                await self._follow(outcome)
+                await self._show_all()
             else:
                 self.notify(outcome.note)
 
@@ -338,6 +338,8 @@ class ChatApp(App[None]):
             self._call.show_result(piece.text)
             self._call = None
         elif piece.kind == "text":
+            if not piece.text:  # a stream that was given nothing never ends
+                return
             if self._stream is None:
                 block = AnswerText()
                 await self._add(block)

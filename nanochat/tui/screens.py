@@ -7,7 +7,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
@@ -24,18 +24,25 @@ ModalScreen > Vertical {
   width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1; border: round $accent; background: $surface;
 }
 ModalScreen OptionList { height: auto; max-height: 16; }
-ModalScreen Input { height: 3; }
+ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
+ModalScreen Input:focus { border: none; background: $accent 30%; }
+ModalScreen Horizontal { height: 1; }
+ModalScreen Label { width: 28; }
 ModalScreen .note { color: $text-muted; }
 ModalScreen .error { color: $error; }
 """
 
-KEYS = """Enter   send            Ctrl-J  break the line     Up      the last text again
+KEYS = """Enter   send; Ctrl-J breaks the line, Up brings the last text back
 Esc     stop the answer, or leave what is open
-Ctrl-R  answer again    Ctrl-E  edit the last question
+Ctrl-R  answer again; both answers are kept
+Ctrl-E  edit the last question
 F6, F7  the answer before, the next one
-F2      conversations   F3      sampling and system prompt
-F4      copy the answer Ctrl-S  save as a file
-Ctrl-N  new             Ctrl-Q  quit"""
+F2      conversations
+F3      sampling and system prompt
+F4      copy the answer
+Ctrl-S  save as a file
+Ctrl-N  new conversation
+Ctrl-Q  quit"""
 
 
 class HelpScreen(ModalScreen[None]):
@@ -129,10 +136,13 @@ class SamplingScreen(ModalScreen[None]):
         with Vertical(), VerticalScroll():
             for name in NUMBERS:
                 value = getattr(params, name)
-                yield Label(f"{name.replace('_', ' ')}{' (empty: off)' if name in OPTIONAL else ''}")
-                yield Input("" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}", id=name)
-            yield Label("system prompt of the next conversation")
-            yield Input(session.system, id="system")
+                shown = "" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
+                with Horizontal():
+                    yield Label(f"{name.replace('_', ' ')}{' (empty: off)' if name in OPTIONAL else ''}")
+                    yield Input(shown, id=name)
+            with Horizontal():
+                yield Label("system prompt of the next")
+                yield Input(session.system, id="system")
             yield Static("Enter takes a value, Tab goes on, Esc closes.", id="hint", classes="note", markup=False)
 
     @on(Input.Submitted)
