@@ -13,18 +13,16 @@ from typing import ClassVar
 from textual import events, on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding
-from textual.containers import VerticalScroll
 from textual.message import Message
-from textual.widget import Widget
-from textual.widgets import Footer, Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Footer, Static
 
 from nanochat.chats.recorder import Recorder
 from nanochat.engine.decoding import Piece, plain_text
 from nanochat.errors import NanochatError
 from nanochat.tui import screens
 from nanochat.tui.commands import Outcome, as_text, explain, parse_command, run_command, step_branch
-from nanochat.tui.widgets import AnswerText, Note, PromptArea, ToolCall, UserTurn
+from nanochat.tui.transcript import Transcript
+from nanochat.tui.widgets import PromptArea
 
 LOW_HEIGHT = 16
 """Rows below which the footer makes room for the conversation."""
@@ -90,13 +88,9 @@ class ChatApp(App[None]):
         self._busy = False
         self._editing = False
         self._started, self._first_token = 0.0, 0.0
-        self._turns: list[list[Widget]] = []  # of each turn the user's message, then the answer
-        self._stream: MarkdownStream | None = None
-        self._call: ToolCall | None = None
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="transcript") as transcript:
-            transcript.can_focus = False
+        yield Transcript()
         yield PromptArea(id="prompt", show_line_numbers=False, placeholder="Ask something. Enter sends, F1 helps.")
         yield Static(id="status", markup=False)
         yield Footer()
@@ -111,6 +105,10 @@ class ChatApp(App[None]):
 
     def on_unmount(self) -> None:
         self.session.stop()
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.query_one(Transcript)
 
     @property
     def is_answering(self) -> bool:
@@ -135,24 +133,22 @@ class ChatApp(App[None]):
             if self._editing:
                 self._end_editing()
                 turn = len(self.session.history.messages) // 2 - 1
-                await self._remove_turns(turn)
-                await self._open_turn(text)
+                await self.transcript.remove_turns(turn)
+                await self.transcript.open_turn(text)
                 self._start(self.recorder.edit(turn, text))
             else:
-                await self._open_turn(as_text(text))
+                await self.transcript.open_turn(as_text(text))
                 self._start(self.recorder.send(as_text(text)))
         except NanochatError as error:
-            await self._note(explain(error), "error")
+            await self.transcript.note(explain(error), "error")
 
     async def action_regenerate(self) -> None:
         if self._refuse_while_answering():
             return
-        if not self._turns or not self.session.history.messages:
+        if self.transcript.is_empty or not self.session.history.messages:
             self.notify("There is nothing to answer again.")
             return
-        for widget in self._turns[-1][1:]:
-            await widget.remove()
-        del self._turns[-1][1:]
+        await self.transcript.remove_answer()
         self._start(self.recorder.regenerate())
 
     def action_edit(self) -> None:
@@ -204,7 +200,7 @@ class ChatApp(App[None]):
             try:
                 self.recorder.open(chat)
             except NanochatError as error:
-                await self._note(explain(error), "error")
+                await self.transcript.note(explain(error), "error")
                 return
             await self._show_all()
 
@@ -262,56 +258,33 @@ class ChatApp(App[None]):
             return
         if outcome.pieces is not None:
             turn, text = outcome.turn, outcome.text
-            await self._remove_turns(turn)
-            await self._open_turn(text)
+            await self.transcript.remove_turns(turn)
+            await self.transcript.open_turn(text)
             self._start(outcome.pieces)
         elif outcome.is_other:
             await self._show_all()
         if outcome.note:
-            await self._note(outcome.note)
+            await self.transcript.note(outcome.note)
         self._show_status()
 
     async def _show_all(self) -> None:
         """The conversation as it is now, from its beginning."""
-        self._turns.clear()
         self._end_editing()
-        await self.query_one("#transcript").remove_children()
+        await self.transcript.clear()
         messages, path = self.session.history.messages, self.recorder.path
         for turn, (asked, answered) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            await self._open_turn(asked.text, _branch(path, 2 * turn))
+            await self.transcript.open_turn(asked.text, _branch(path, 2 * turn))
             for part in answered.parts:
-                await self._show(Piece(part.kind, plain_text(part.text)))
-            await self._close_stream()
+                await self.transcript.show(Piece(part.kind, plain_text(part.text)))
+            await self.transcript.end_answer()
             if branch := _branch(path, 2 * turn + 1):
-                await self._add(Note(f"answer {branch}; F6 and F7 show the others"))
+                await self.transcript.note(f"answer {branch}; F6 and F7 show the others")
             if len(path) > 2 * turn + 1 and path[2 * turn + 1].finish is None:
-                await self._add(Note("This answer was never finished."))
+                await self.transcript.note("This answer was never finished.")
         self._show_status()
-
-    async def _remove_turns(self, first: int) -> None:
-        for widgets in self._turns[first:]:
-            for widget in widgets:
-                await widget.remove()
-        del self._turns[first:]
-
-    async def _open_turn(self, text: str, branch: str = "") -> None:
-        self._turns.append([])
-        await self._add(UserTurn(text, branch))
-
-    async def _note(self, text: str, kind: str = "note") -> None:
-        if not self._turns:
-            self._turns.append([])
-        await self._add(Note(text, kind))
-
-    async def _add(self, widget: Widget) -> None:
-        transcript = self.query_one("#transcript", VerticalScroll)
-        self._turns[-1].append(widget)
-        await transcript.mount(widget)
-        transcript.anchor()
 
     def _start(self, pieces: Iterator[Piece]) -> None:
         self._busy = True
-        self._call = None
         self._started, self._first_token = time.monotonic(), 0.0
         self._show_status()
         self._answer(pieces)
@@ -331,43 +304,21 @@ class ChatApp(App[None]):
 
     @on(Arrived)
     async def show_piece(self, event: Arrived) -> None:
-        await self._show(event.piece)
-
-    async def _show(self, piece: Piece) -> None:
-        if piece.kind == "python_output" and self._call is not None:
-            self._call.show_result(piece.text)
-            self._call = None
-        elif piece.kind == "text":
-            if not piece.text:  # a stream that was given nothing never ends
-                return
-            if self._stream is None:
-                block = AnswerText()
-                await self._add(block)
-                self._stream = Markdown.get_stream(block)
-            await self._stream.write(piece.text)
-        else:
-            await self._close_stream()
-            self._call = ToolCall(piece.text)
-            await self._add(self._call)
+        await self.transcript.show(event.piece)
 
     @on(Ended)
     async def finish_answer(self, event: Ended) -> None:
-        await self._close_stream()
+        await self.transcript.end_answer()
         if self.session.finish == "cancelled":
-            await self._add(Note("Stopped."))
+            await self.transcript.note("Stopped.")
         if self.session.notice:
-            await self._add(Note(self.session.notice))
+            await self.transcript.note(self.session.notice)
         if branch := _branch(self.recorder.path, len(self.recorder.path) - 1):
-            await self._add(Note(f"answer {branch}; F6 and F7 show the others"))
+            await self.transcript.note(f"answer {branch}; F6 and F7 show the others")
         if event.error:
-            await self._add(Note(event.error, "error"))
+            await self.transcript.note(event.error, "error")
         self._busy = False
         self._show_status()
-
-    async def _close_stream(self) -> None:
-        if self._stream is not None:
-            await self._stream.stop()
-            self._stream = None
 
     def _show_status(self) -> None:
         session = self.session

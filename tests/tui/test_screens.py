@@ -148,7 +148,7 @@ async def test_commands_work_and_mistyped_ones_are_guessed(store: ChatStore) -> 
         await say(app, pilot, "/open zzz")
         assert "there is no conversation 'zzz'" in notes(app)[-1]
         await say(app, pilot, "/new", "/open latest")
-        assert texts(app) == ["b", "three"]
+        assert texts(app) == ["b  (2/2)", "three"]
 
 
 async def test_help_covers_everything_and_keys_stay_with_it(store: ChatStore) -> None:

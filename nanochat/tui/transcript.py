@@ -1,0 +1,86 @@
+"""The conversation on the screen, turn by turn; it is shown as it comes and knows no model."""
+
+from textual.containers import VerticalScroll
+from textual.widget import Widget
+from textual.widgets import Markdown
+from textual.widgets.markdown import MarkdownStream
+
+from nanochat.engine.decoding import Piece
+from nanochat.tui.widgets import AnswerText, Note, ToolCall, UserTurn
+
+
+class Transcript(VerticalScroll):
+    """Turns of a user's message and what was answered. It scrolls with what is added."""
+
+    can_focus = False
+
+    def __init__(self) -> None:
+        super().__init__(id="transcript")
+        self._turns: list[list[Widget]] = []  # of each turn the user's message, then the answer and notes
+        self._stream: MarkdownStream | None = None
+        self._call: ToolCall | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._turns
+
+    async def clear(self) -> None:
+        self._turns.clear()
+        self._stream = self._call = None
+        await self.remove_children()
+
+    async def open_turn(self, text: str, branch: str = "") -> None:
+        """Show a question; what follows is its answer."""
+        self._turns.append([])
+        await self._add(UserTurn(text, branch))
+
+    async def remove_turns(self, first: int) -> None:
+        """Take a turn and all after it away."""
+        for widgets in self._turns[first:]:
+            for widget in widgets:
+                await widget.remove()
+        del self._turns[first:]
+
+    async def remove_answer(self) -> None:
+        """Take the newest answer away and leave its question."""
+        for widget in self._turns[-1][1:]:
+            await widget.remove()
+        del self._turns[-1][1:]
+
+    async def note(self, text: str, kind: str = "note") -> None:
+        if not self._turns:
+            self._turns.append([])
+        await self._add(Note(text, kind))
+
+    async def show(self, piece: Piece) -> None:
+        """Some of an answer."""
+        if piece.kind == "python_output" and self._call is not None:
+            self._call.show_result(piece.text)
+            self._call = None
+        elif piece.kind == "text":
+            if not piece.text:  # a stream that was given nothing never ends
+                return
+            if self._stream is None:
+                block = AnswerText()
+                await self._add(block)
+                self._stream = Markdown.get_stream(block)
+            await self._stream.write(piece.text)
+        else:
+            await self.end_text()
+            self._call = ToolCall(piece.text)
+            await self._add(self._call)
+
+    async def end_text(self) -> None:
+        """Whatever text comes next is a block of its own."""
+        if self._stream is not None:
+            await self._stream.stop()
+            self._stream = None
+
+    async def end_answer(self) -> None:
+        await self.end_text()
+        self._call = None
+
+    async def _add(self, widget: Widget) -> None:
+        self._turns[-1].append(widget)
+        await self.mount(widget)
+        self.anchor()
