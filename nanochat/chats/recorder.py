@@ -11,8 +11,8 @@ from typing import Any
 from nanochat.chats.store import ChatStore, StoredMessage
 from nanochat.conversation import Conversation, Message, Part, user
 
-SAVE_SECONDS = 0.5
-"""Between two writes of an answer that is being said."""
+SAVE_SECONDS = 0.1
+"""Between two writes of an answer that is being said, the first of which is at its first piece."""
 
 
 class Recorder:
@@ -67,7 +67,7 @@ class Recorder:
         parts: list[Part] = []
         before = self.chat, self.path
         first, answer = self._begin(turn, parent, text)
-        saved = time.monotonic()
+        saved = float("-inf")
         try:
             for piece in pieces:
                 if parts and piece.kind == "text" == parts[-1].kind:

@@ -96,8 +96,8 @@ def test_a_conversation_whose_program_was_killed_goes_on(store: ChatStore) -> No
     pieces = recorder.send("a")
     next(pieces)
     again = Recorder(session_of(["two"]), ChatStore(store.path), "latest")
-    assert [m.text for m in again.session.history.messages] == ["a", ""]
-    assert say(again.send("b")) == "two" and shown(again) == ["a", "", "b", "two"]
+    assert [m.text for m in again.session.history.messages] == ["a", "h"]
+    assert say(again.send("b")) == "two" and shown(again) == ["a", "h", "b", "two"]
 
 
 def test_a_refused_question_leaves_no_trace(store: ChatStore) -> None:
