@@ -98,8 +98,9 @@ def download_tasks(
     """Fetch the questions and conversations of tasks, all splits."""
     options = target_options(preset, config, run, overrides)
     wanted: Sequence[str] = names or tuple(TASK_SOURCES)
-    if options and not names:
-        wanted = list_tasks(resolve(invocation, preset, config, overrides, run)[0])
+    if options:
+        settings = resolve(invocation, preset, config, overrides, run)[0]  # a misspelt key is an error, names or not
+        wanted = names or list_tasks(settings)
         if not wanted:
             invocation.console.say("these settings name no task that has to be downloaded")
     orders = order_tasks(invocation.workspace, wanted)
