@@ -65,7 +65,7 @@ def main() -> int:
     cheat_seconds = time.perf_counter() - started
     false = Counter(name for (name, _), verdict in zip(cheating, found, strict=True) if verdict.passed)
     lacking = Counter(name for (name, _), verdict in zip(cheating, found, strict=True) if verdict.passed is None)
-    print(f"cheats: {len(CHEATS)} x {len(programs)}: {false.total()} false passes {dict(false)}, "
+    print(f"cheats: {len(CHEATS)} x {len(programs[: wish.cheats_on])}: {false.total()} false passes {dict(false)}, "
           f"{lacking.total()} without a verdict {dict(lacking)}, {cheat_seconds:.0f} s")  # fmt: skip
 
     kinds = list(ENDLESS.values())
