@@ -41,12 +41,12 @@ def build_app(service: Service, access: Access | None = None) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         state = {
-            "status": "stopping" if service.is_stopping else "ok",
+            "status": "stopping" if service.is_stopping else "broken" if service.pool.is_broken else "ok",
             "model": service.name,
             "running": service.pool.num_active - service.pool.num_waiting,
             "waiting": service.pool.num_waiting,
         }
-        return JSONResponse(state, 503 if service.is_stopping else 200)
+        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:

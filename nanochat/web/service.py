@@ -166,6 +166,8 @@ class Service:
             raise ApiError(
                 429, "the server is busy", code="server_busy", retry_after=self.limits.retry_seconds
             ) from None
+        except EngineFailedError as error:
+            raise ApiError(503, f"the engine cannot be started again: {error}") from None
         return answers
 
     async def read(

@@ -75,6 +75,8 @@ class EngineWorker:
         self.num_tokens = 0
         """Tokens of all answers so far."""
         self.num_failures = 0
+        self.broken = ""
+        """Why there is no engine any more; "" while there is one."""
 
     async def start(self) -> None:
         """Make the engine, and raise what went wrong with it."""
@@ -98,7 +100,12 @@ class EngineWorker:
         return self.num_active >= self._num_slots + self._max_waiting
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
-        """Called in the event loop, as is all but the engine's own work. Raises BusyError."""
+        """Called in the event loop, as is all but the engine's own work.
+
+        Raises BusyError, and EngineFailedError where the engine could not be made again.
+        """
+        if self.broken:
+            raise EngineFailedError(self.broken)
         if self.is_full:
             raise BusyError(f"{self.num_active} requests are being answered or wait")
         number = next(self._numbers)
@@ -135,7 +142,12 @@ class EngineWorker:
                 events = engine.step()
             except Exception as error:
                 self._loop.call_soon_threadsafe(self._fail, f"{type(error).__name__}: {error}")
-                engine = self._make_engine()
+                del engine  # its cache makes room for the next one's
+                try:
+                    engine = self._make_engine()
+                except Exception as second:
+                    self._loop.call_soon_threadsafe(self._fail, f"{type(second).__name__}: {second}", True)
+                    return
                 continue
             if events:
                 self._loop.call_soon_threadsafe(self._deliver, events)
@@ -165,8 +177,9 @@ class EngineWorker:
                 if event.finish is not None:
                     del self._streams[event.request_id]
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, for_good: bool = False) -> None:
         self.num_failures += 1
+        self.broken = reason if for_good else self.broken
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.deliver(EngineFailedError(reason))
@@ -201,8 +214,12 @@ class Pool:
         return sum(worker.num_failures for worker in self.workers)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
-        """Raises BusyError where every worker is full."""
-        return min(self.workers, key=lambda worker: worker.num_active).submit(prompt, params)
+        """Raises BusyError where every worker is full, and EngineFailedError where none has an engine."""
+        return min(self.workers, key=lambda worker: (bool(worker.broken), worker.num_active)).submit(prompt, params)
+
+    @property
+    def is_broken(self) -> bool:
+        return all(worker.broken for worker in self.workers)
 
     def cancel_all(self) -> None:
         for worker in self.workers:

@@ -188,6 +188,23 @@ def test_an_engine_that_breaks_is_replaced_and_said() -> None:
         assert "nanochat_engine_failures_total 2" in server.get("/metrics").text
 
 
+def test_an_engine_that_cannot_be_made_again_is_said_and_nobody_waits() -> None:
+    class Breaking(SlowModel):
+        def forward(self, ids, cache=None):
+            self.config = None  # what the next engine is made from
+            raise RuntimeError("out of luck")
+
+    with serving(Breaking()) as server:
+        assert server.get("/health").json()["status"] == "ok"
+        assert server.post("/v1/completions", {"prompt": [97]}).status_code == 500
+        assert wait_until(lambda: server.service.pool.is_broken)
+        answer = server.post("/v1/completions", {"prompt": [97]})
+        assert answer.status_code == 503 and "cannot be started again" in answer.json()["error"]["message"]
+        health = server.get("/health")
+        assert health.status_code == 503 and health.json()["status"] == "broken"
+        assert server.stop()
+
+
 def test_metrics_count_what_happened(slow: Serving) -> None:
     slow.post("/v1/completions", {"prompt": "a", "max_tokens": 3})
     slow.get("/a/path/of/somebody")
