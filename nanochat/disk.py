@@ -4,6 +4,7 @@ Standard library only; knows no checkpoint and no run.
 """
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nanochat.errors import CapacityError, DataError, NanochatError
+from nanochat.processes import is_running
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
@@ -40,6 +42,34 @@ def write_text(path: Path, text: str) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which takes the place of `folder` once the block has ended well: whole or not at all.
+
+    Where the block fails nothing is left; what a killed process left is removed by the next call. What stood there
+    before is removed in the end, never earlier. Raises CapacityError where the disk is full and DataError where it
+    fails otherwise.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    with disk_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.*"):
+            pid, _, word = path.name.removeprefix(f".{folder.name}.").partition(".")
+            if word in ("tmp", "old") and pid.isdecimal() and (int(pid) == os.getpid() or not is_running(int(pid))):
+                shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync_folder(temporary)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            for path in (temporary, old):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

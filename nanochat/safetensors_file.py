@@ -28,14 +28,18 @@ DTYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int | str]:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> dict[str, int | str]:
     """Write tensors of any device, down to the disk; returns {"bytes": size, "sha256": hash} of the file.
 
+    metadata: what the header says of the file, for programs that want to know.
     Raises OSError where the disk is full or fails, and KeyError for a dtype that the format does not know.
     """
     # The library's order: wide types first, so that each tensor is aligned; then by name.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    table, offset = {}, 0
+    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
     for name, tensor in ordered:
         table[name] = {
             "dtype": DTYPES[tensor.dtype],

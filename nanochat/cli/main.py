@@ -18,6 +18,7 @@ from nanochat.cli import (
     doctor,
     download,
     eval,
+    export,
     identity,
     plan,
     presets,
@@ -47,6 +48,7 @@ app.add_typer(eval.app, name="eval")
 chat.register(app)
 app.add_typer(chats.app, name="chats")
 serve.register(app)
+app.add_typer(export.app, name="export")
 report.register(app)
 plan.register(app)
 app.add_typer(runs.app, name="runs")

@@ -45,5 +45,5 @@ def build_hf_config(config: GPTConfig, bos_id: int, eos_id: int) -> dict:
         "tie_word_embeddings": False,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
-        "pad_token_id": bos_id,
+        "pad_token_id": None,  # torch gives the row of a padding id no gradient, and there is none to spare
     }

@@ -53,10 +53,10 @@ def build_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> 
     return model
 
 
-def load_weights(model: GPT, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Fill a model. Raises DataError where the tensors are not this model's."""
+def load_weights(model: GPT, tensors: dict[str, torch.Tensor], name: str, assign: bool = False) -> None:
+    """Fill a model. Raises DataError where the tensors are not this model's. assign: take them, without a copy."""
     try:
-        model.load_state_dict(tensors, strict=True)
+        model.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(

@@ -1,7 +1,9 @@
-"""Our merges as a `tokenizers.Tokenizer`, whose tokenizer.json any Hugging Face library reads."""
+"""Our merges as a `tokenizers.Tokenizer`, whose tokenizer.json any Hugging Face library reads, and its settings."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from nanochat.tokenizer.template import build_chat_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,3 +49,32 @@ def build_huggingface(merges: Sequence[tuple[int, int]], pattern: str, special_i
         ordered = sorted(special_ids, key=lambda name: special_ids[name])
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ordered])
     return tokenizer
+
+
+def build_exported(merges: Sequence[tuple[int, int]], pattern: str, special_ids: Mapping[str, int]) -> "Tokenizer":
+    """A tokenizers.Tokenizer that begins a text with `<|bos|>`, as every document of the training data begins.
+
+    Unlike ours it takes a typed special token for one: that is how templates write them.
+    """
+    from tokenizers import processors
+
+    tokenizer = build_huggingface(merges, pattern, special_ids)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B", special_tokens=[("<|bos|>", special_ids["<|bos|>"])]
+    )  # pyright: ignore[reportAttributeAccessIssue]
+    return tokenizer
+
+
+def build_tokenizer_config(context: int, is_chat: bool) -> dict[str, Any]:
+    """Values of tokenizer_config.json. is_chat: whether the model has learnt conversations."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": context,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "bos_token": "<|bos|>",
+        "eos_token": "<|assistant_end|>" if is_chat else "<|bos|>",
+        "pad_token": "<|bos|>",
+    }
+    return config | {"chat_template": build_chat_template()} if is_chat else config
