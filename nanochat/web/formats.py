@@ -170,6 +170,7 @@ class CompletionFormat:
         return choice.prompt[1:] if is_text else choice.prompt
 
     def _logprobs(self, choice: Choice, events: Sequence[TokenEvent], with_prompt: bool) -> dict[str, Any] | None:
+        """Of every new token, a stop token included: who scores a text asks for one token more, and cuts it off."""
         if self.wish.logprobs is None:
             return None
         found: list[TokenLogprob | None] = []
@@ -178,7 +179,7 @@ class CompletionFormat:
             tokens = self._shown_prompt(choice)
             found = list(choice.events[0].prompt[-len(tokens) :]) if tokens else []
         for event in events:
-            if event.token is not None and event.finish != "stop":
+            if event.token is not None:
                 tokens = [*tokens, event.token]
                 found.append(event.logprob)
         texts = [self.service.token_text(token) for token in tokens]
@@ -189,7 +190,7 @@ class CompletionFormat:
             + sum(
                 len(self.service.token_text(event.token))
                 for event in choice.events[: -len(events) or None]
-                if event.token
+                if event.token is not None
             )
         )
         offsets = []

@@ -121,7 +121,7 @@ def test_completions_echo_with_the_logprobs_of_the_naive_forward(tiny: Serving) 
     for choice, prompt in zip(answer.choices, prompts, strict=True):
         expected = model(torch.tensor([prompt]))[0].log_softmax(-1)
         own = choice.logprobs.token_logprobs
-        assert own[0] is None and len(own) in (len(prompt), len(prompt) + 1)  # an end-of-answer token is not shown
+        assert own[0] is None and len(own) == len(prompt) + 1
         assert own[1 : len(prompt)] == pytest.approx(
             [expected[i, token].item() for i, token in enumerate(prompt[1:])], abs=1e-4
         )
@@ -137,6 +137,20 @@ def test_completions_echo_with_the_logprobs_of_the_naive_forward(tiny: Serving) 
     scored = client_of(tiny).completions.create(model="nanochat", prompt="abc", echo=True, logprobs=0, max_tokens=0)
     assert scored.choices[0].text == "abc" and len(scored.choices[0].logprobs.token_logprobs) == 3
     assert scored.usage.completion_tokens == 0
+
+
+def test_scoring_a_text_gets_one_logprob_more_than_it_has_tokens_even_where_the_answer_ends_at_once() -> None:
+    model = tiny_model()
+    model.bias[TOKENIZER.special_ids["<|assistant_end|>"]] = 1e3
+    with serving(model) as server:
+        options = {"model": "nanochat", "prompt": [list(b"abc")], "echo": True, "logprobs": 1, "max_tokens": 1}
+        (whole,) = client_of(server).completions.create(**options).choices
+        parts = [chunk.choices[0] for chunk in client_of(server).completions.create(**options, stream=True)]
+    assert whole.text == "abc" and whole.finish_reason == "stop"
+    assert whole.logprobs.tokens == ["a", "b", "c", "<|assistant_end|>"]
+    assert whole.logprobs.token_logprobs[3] == pytest.approx(0) and whole.logprobs.text_offset == [0, 1, 2, 3]
+    assert [v for p in parts if p.logprobs for v in p.logprobs.token_logprobs] == whole.logprobs.token_logprobs
+    assert "".join(part.text for part in parts) == "abc"
 
 
 def test_completions_stream_what_they_give_whole(tiny: Serving) -> None:
