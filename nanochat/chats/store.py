@@ -80,17 +80,19 @@ class ChatInfo:
 
 
 class ChatStore:
-    """The conversations of one file, which is made where it is missing.
+    """The conversations of one file, which is made where it is missing. path: None keeps them in memory only.
 
     One thread at a time. Raises DataError where the file is damaged or from a newer version, and where it cannot be
     written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            options = {"timeout": WAIT_SECONDS, "isolation_level": None, "check_same_thread": False}
+            self._db = sqlite3.connect(path or ":memory:", **options)
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -154,21 +156,24 @@ class ChatStore:
             if self._one("SELECT 1 FROM messages WHERE chat = ?", chat) is None:
                 self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
-    def read(self, chat: str) -> tuple[StoredMessage, ...]:
-        """The messages from the root to the current leaf."""
+    def read(self, chat: str, leaf: int | None = None) -> tuple[StoredMessage, ...]:
+        """The messages from the root to the current leaf, or to another message."""
         with self._reading():
             rows = {row[0]: row for row in self._db.execute(f"{_MESSAGES} WHERE chat = ? ORDER BY id", (chat,))}
-            leaf = self._one("SELECT leaf FROM chats WHERE id = ?", chat)
+            found = (leaf,) if leaf is not None else self._one("SELECT leaf FROM chats WHERE id = ?", chat)
         children: dict[int | None, list[int]] = {}
         for number, row in rows.items():
             children.setdefault(row[1], []).append(number)
         path: list[StoredMessage] = []
-        place = leaf[0] if leaf else None
+        place = found[0] if found else None
         while place is not None and place in rows:
             row = rows[place]
             path.append(self._build(row, tuple(children[row[1]])))
             place = row[1]
         return tuple(reversed(path))
+
+    def count_answers(self, question: int) -> int:
+        return self._one("SELECT count(*) FROM messages WHERE parent = ?", question)[0]
 
     def choose(self, chat: str, message: int) -> None:
         """Show the branch of a message, down to the newest leaf behind it."""
@@ -271,6 +276,11 @@ class ChatStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise self._refuse(error) from error
+
+    @property
+    def version(self) -> int:
+        """Another number after another program wrote to the file."""
+        return self._one("PRAGMA data_version")[0]
 
     def _refuse(self, error: Exception) -> DataError:
         hint = f"mv {self.path} {self.path}.old  # a new one is made; or nanochat chat --no-history"

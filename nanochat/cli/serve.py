@@ -1,4 +1,4 @@
-"""`nanochat serve`: a model behind an OpenAI-compatible API."""
+"""`nanochat serve`: a model behind a page and an OpenAI-compatible API."""
 
 import socket
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli.chat import check_sampling
+from nanochat.cli.chats import open_store
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation, command
 from nanochat.errors import UsageError
@@ -48,10 +49,14 @@ def serve(
     top_k: Annotated[int | None, typer.Option("--top-k", help="Where a request has none.")] = 50,
     deadline: Annotated[float, typer.Option("--deadline", min=1, help="Seconds of one request.")] = 300.0,
     drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds that answers may go on at the end.")] = 20.0,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of the page's conversations.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Devices, each with an engine of its own.")] = 1,
 ) -> int:
-    """Serve a model: an OpenAI-compatible API, /health and /metrics."""
+    """Serve a model: a page to chat in, an OpenAI-compatible API, /health and /metrics.
+
+    Conversations of the page are kept beside those of nanochat chat (nanochat chats ls); those of the API are not.
+    """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": None, "seed": None, "max_new_tokens": None}
     check_sampling(sampling)
     key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
@@ -65,6 +70,7 @@ def serve(
     invocation.console.say(f"model {found}")
     if invocation.dry_run:
         return 0
+    store = None if no_history else open_store(invocation)
     listener = open_port(host, port)
 
     from nanochat.engine.sampling import SamplingParams
@@ -95,10 +101,11 @@ def serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
     def tell() -> None:
-        invocation.console.say(f"{slots} slots of {service.max_context:,} tokens; Ctrl-C ends")
-        invocation.console.show(f"{address}/v1")
+        invocation.console.say(f"{slots} slots of {service.max_context:,} tokens; the API is at {address}/v1")
+        invocation.console.say("the page is at this address; Ctrl-C ends")
+        invocation.console.show(address)
 
-    run_server(build_app(service, access), service, listener, drain, tell)
+    run_server(build_app(service, access, store), service, listener, drain, tell)
     return 0
 
 

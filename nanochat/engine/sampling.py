@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanochat.engine.bounds import check_bounds
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -38,19 +40,7 @@ class SamplingParams:
     """Report them for the prompt too, with the same number of others."""
 
     def __post_init__(self) -> None:
-        checks = {
-            "temperature": (self.temperature >= 0 and self.temperature < float("inf"), "0 or more"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0"),
-            "seed": (0 <= self.seed < 2**63, "in [0, 2^63)"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 or more"),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ValueError(f"{name} = {getattr(self, name)} is not {expected}")
+        check_bounds(vars(self))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from nanochat.conversation import Conversation, Message, Part, dump_conversation, user
 from nanochat.engine.decoding import Piece, PieceDecoder, plain_text
 from nanochat.engine.engine import Engine, Finish, Request
+from nanochat.engine.prompts import describe_unseen, fit_prompt
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
-from nanochat.errors import UsageError
-from nanochat.tokenizer.chat import render, render_prompt
+from nanochat.tokenizer.chat import render
 from nanochat.tools.calculator import calculate
 
 CHAT_SAMPLING = SamplingParams(temperature=0.8, top_k=50, max_new_tokens=512)
@@ -199,26 +199,15 @@ class ChatSession:
 
     def _fit(self, message: Message, num_kept: int) -> list[int]:
         """The prompt's ids, with as many of the newest whole turns as leave room for an answer."""
-        room = min(self.params.max_new_tokens, self.max_context // 4)
         if num_kept < len(self._messages):
             self._num_unseen = 0
-        while True:
-            seen = [*self._messages[self._num_unseen : num_kept], message]
-            if self.system:
-                seen[0] = user(f"{self.system}\n\n{seen[0].text}")
-            prompt = render_prompt(self._tokenizer, Conversation(tuple(seen)))
-            if len(prompt) + room <= self.max_context:
-                break
-            if len(seen) == 1:
-                if len(prompt) < self.max_context:
-                    break
-                what = "the message and the system prompt take" if self.system else "the message takes"
-                raise UsageError(
-                    f"{what} {len(prompt)} tokens with its markers; the context is {self.max_context}",
-                    "send a shorter message" + (", or choose a shorter system prompt" if self.system else ""),
-                )
-            self._num_unseen += 2
-        if self._num_unseen:
-            turns = f"{self._num_unseen // 2} oldest turn{'s' if self._num_unseen > 2 else ''}"
-            self.notice = f"The conversation is longer than the context: the model no longer sees the {turns}."
+        prompt, self._num_unseen = fit_prompt(
+            self._tokenizer,
+            [*self._messages[:num_kept], message],
+            self.system,
+            self.max_context,
+            min(self.params.max_new_tokens, self.max_context // 4),
+            self._num_unseen,
+        )
+        self.notice = describe_unseen(self._num_unseen)
         return prompt

@@ -12,17 +12,26 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from nanochat import __version__
+from nanochat.chats.store import ChatStore
 from nanochat.web.errors import ApiError, describe_error
 from nanochat.web.guard import Access, Guard
 from nanochat.web.openai import build_router
+from nanochat.web.pages import build_page_router
 from nanochat.web.service import Service
+from nanochat.web.socket import build_socket_router
+from nanochat.web.talks import Talks
 
 LOG = logging.getLogger("nanochat.web")
-COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+COUNTED_PATHS = ("/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 
-def build_app(service: Service, access: Access | None = None) -> FastAPI:
-    """The application over a service, whose engines start and end with it."""
+def build_app(service: Service, access: Access | None = None, store: ChatStore | None = None) -> FastAPI:
+    """The application over a service, whose engines start and end with it.
+
+    store: of the page's conversations; None keeps them in memory only.
+    """
+    access = access or Access()
+    talks = Talks(service, store or ChatStore(None))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -31,12 +40,17 @@ def build_app(service: Service, access: Access | None = None) -> FastAPI:
         except Exception as error:
             service.failure = error
             raise
+        await talks.start()
         yield
+        await talks.stop()
         await service.pool.stop()
 
     app = FastAPI(title="nanochat", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.talks = talks
     app.include_router(build_router(service))
-    app.add_middleware(Guard, access=access or Access(), report=lambda path, status: count(service, path, status))
+    app.include_router(build_socket_router(talks, access.api_key))
+    app.include_router(build_page_router())
+    app.add_middleware(Guard, access=access, report=lambda path, status: count(service, path, status))
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -15,15 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanochat.web.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN_PATHS = ("/health",)
-"""Answered without a key."""
+OPEN_PATHS = ("/", "/health", "/talk")
+"""Answered without a key, as all below /page/ is: the page asks for one and sends it in its socket's first frame."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types nanochat"
+    ),
 }
 
 
@@ -86,7 +92,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin not in self.access.origins and urlsplit(origin).netloc != host:
             raise ApiError(403, f"pages of {origin[:100]!r} may not use this server", code="origin_not_allowed")
-        if self.access.api_key and scope["path"] not in OPEN_PATHS:
+        path = scope["path"]
+        if self.access.api_key and path not in OPEN_PATHS and not path.startswith("/page/"):
             kind, _, key = headers.get("authorization", "").partition(" ")
             good = secrets.compare_digest(key.strip().encode("latin-1"), self.access.api_key.encode())
             if kind.lower() != "bearer" or not good:

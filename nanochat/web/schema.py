@@ -38,20 +38,20 @@ Text = Annotated[StrictStr, Field(max_length=1_000_000)]
 Token = Annotated[StrictInt, Field(ge=0)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: StrictBool = False
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
     name: StrictStr | None = None
@@ -61,17 +61,22 @@ class ChatMessage(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class _Sampled(_Strict):
-    """What both kinds of request share."""
+class Numbers(Strict):
+    """How an answer is drawn; None leaves it to the server."""
 
-    model: StrictStr | None = None
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: StrictInt | None = Field(default=None, ge=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
     seed: StrictInt | None = None
+
+
+class _Sampled(Numbers):
+    """What both kinds of request share."""
+
+    model: StrictStr | None = None
+    n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stop: StrictStr | list[StrictStr] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -148,12 +153,12 @@ def parse_request(kind: type[ChatRequest] | type[CompletionRequest], body: Any) 
     try:
         request = kind.model_validate({key: value for key, value in body.items() if key not in NEUTRAL})
     except ValidationError as error:
-        raise _name_field(error) from None
+        raise name_field(error) from None
     request.check()
     return request
 
 
-def _name_field(error: ValidationError) -> ApiError:
+def name_field(error: ValidationError) -> ApiError:
     """The first thing that is wrong, as a sentence."""
     found = error.errors(include_url=False, include_context=False)
     extra = next((item for item in found if item["type"] == "extra_forbidden"), None)

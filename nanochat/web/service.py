@@ -16,7 +16,7 @@ from nanochat.engine.sampling import SamplingParams
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.web.errors import ApiError
-from nanochat.web.schema import ChatMessage, ChatRequest, CompletionRequest
+from nanochat.web.schema import ChatMessage, ChatRequest, CompletionRequest, Numbers
 from nanochat.web.worker import BusyError, EngineFailedError, Pool, Stream
 
 
@@ -134,22 +134,19 @@ class Service:
             )
         if asked is not None and asked > self.limits.max_new_tokens:
             raise ApiError(400, f"{name} = {asked} is more than this server's {self.limits.max_new_tokens}", name)
-        seed = request.seed if request.seed is not None else secrets.randbits(62)
-        changes = {
-            name: getattr(request, name)
-            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-            if getattr(request, name) is not None
-        }
-        params = replace(
-            self.default,
-            seed=seed % 2**62,
-            max_new_tokens=max(1, asked if asked is not None else min(room, self.limits.max_new_tokens)),
-            **changes,
-        )
+        params = self.draw(request, asked if asked is not None else room)
         if isinstance(request, ChatRequest):
             return replace(params, logprobs=request.num_logprobs)
         wants_prompt = bool(request.echo and request.logprobs is not None)
         return replace(params, logprobs=request.logprobs, prompt_logprobs=wants_prompt)
+
+    def draw(self, numbers: Numbers, max_new_tokens: int) -> SamplingParams:
+        """How to sample where some of it is wished for; a seed is made up where there is none."""
+        seed = numbers.seed if numbers.seed is not None else secrets.randbits(53)
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        changes = {name: value for name in names if (value := getattr(numbers, name)) is not None}
+        limited = max(1, min(max_new_tokens, self.limits.max_new_tokens))
+        return replace(self.default, seed=seed % 2**62, max_new_tokens=limited, **changes)
 
     def start(self, prompt: Sequence[int], params: SamplingParams, num: int, first_index: int = 0) -> list[Answer]:
         """Ask for several answers to a prompt; all or none. Raises ApiError where the server is full or stopping."""

@@ -100,7 +100,7 @@ def test_unknown_pages_and_methods_are_errors_of_the_same_form(slow: Serving) ->
     assert slow.get("/v1/nothing").json()["error"]["message"] == "there is no GET /v1/nothing here"
     answer = slow.get("/v1/completions")
     assert answer.status_code == 405 and "there is no GET" in answer.json()["error"]["message"]
-    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
 def test_a_client_that_leaves_frees_its_slot(slow: Serving) -> None:
