@@ -6,8 +6,8 @@
 Exports MODEL for its tokenizer, serves it in the type that `nanochat serve` chooses and in float32, and lets the
 harness's `local-completions` score CORE's multiple choice without examples: once with token ids, in batches, and once
 with text, several requests at a time. The same questions go through what `nanochat eval core` runs, in this process.
-The harness scores every token after the prompt, CORE those after what all choices share: log-likelihoods are compared as
-differences to those of the first choice, in which shared tokens cancel. The harness picks the largest sum, CORE the
+The harness scores every token after the prompt, CORE those after what all choices share: log-likelihoods are compared
+as differences to those of the first choice, in which shared tokens cancel. The harness picks the largest sum, CORE the
 largest mean: the sums are compared, and CORE's accuracy stands beside.
 """
 
