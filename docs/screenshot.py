@@ -10,7 +10,8 @@ from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.engine.sampling import SamplingParams
 from nanochat.paths import Workspace
 from nanochat.stages.assemble import build_session
-from nanochat.tui.app import ChatApp, PromptArea
+from nanochat.tui.app import ChatApp
+from nanochat.tui.widgets import PromptArea
 
 QUESTIONS = ("How many r are in strawberry?", "What is 47 + 38?", "Tell me a story.")
 

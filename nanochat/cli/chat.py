@@ -7,8 +7,14 @@ import typer
 
 from nanochat.chats.recorder import Recorder
 from nanochat.cli.chats import open_store
+from nanochat.cli.launch import read_environ, switch_colors_off
 from nanochat.cli.options import Invocation, check_utf8, command, read_utf8
+from nanochat.cli.sessions import KEY_VARIABLE, LocalModels, open_local, open_remote
+from nanochat.engine.bounds import BOUNDS
 from nanochat.errors import UsageError
+from nanochat.tui.commands import Models
+from nanochat.tui.editor import edit_text, find_editor
+from nanochat.tui.preferences import Preferences, read_preferences
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +42,12 @@ def chat(
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    url: Annotated[
+        str | None, typer.Option("--url", help="Talk to a server (nanochat serve, or any OpenAI-compatible one).")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help=f"What the server wants; better in ${KEY_VARIABLE}.")
+    ] = None,
 ) -> int:
     """Talk to a trained model. Conversations are kept (nanochat chats ls); answers to -p are not."""
     if prompt is not None and not prompt.strip() and sys.stdin.isatty():
@@ -47,34 +59,56 @@ def chat(
         raise UsageError(
             "--continue goes with a kept conversation, not with -p, --json or --no-history", "nanochat chat"
         )
-    found = invocation.workspace.resolve_model(model)
+    if url is None and api_key is not None:
+        raise UsageError("--api-key is for a server", "nanochat chat --url http://localhost:8000 --api-key KEY")
+    if url is not None and device != "auto":
+        raise UsageError(f"--device {device}: a server computes where it likes", f"nanochat chat --url {url}")
+    found = invocation.workspace.resolve_model(model) if url is None else None
     store = None
     if not no_history and prompt is None and not invocation.as_json and not invocation.dry_run:
         store = open_store(invocation)
         go_on = None if go_on is None else store.find(go_on).id
-    if found.stage == "base":
-        invocation.console.say(f"{found} is a base model: it continues text and has not learned to chat")
-    invocation.console.say(f"model {found}")
+    if found is not None:
+        if found.stage == "base":
+            invocation.console.say(f"{found} is a base model: it continues text and has not learned to chat")
+        invocation.console.say(f"model {found}")
     if invocation.dry_run:
         return 0
-    session = open_session(found, device, {key: value for key, value in sampling.items() if value is not None}, system)
-    if prompt is not None or invocation.as_json:
+    is_talk = prompt is None and not invocation.as_json
+    preferences = read_preferences(invocation.home / "chat.toml") if is_talk else None  # before a model is loaded
+    chosen = {key: value for key, value in sampling.items() if value is not None}
+    if url is not None:
+        key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
+        session, models = open_remote(invocation, url, key, model, chosen, system)
+    else:
+        session = open_local(found, device, chosen, system)
+        models = LocalModels(invocation.workspace, device)
+    if preferences is None:
         answer_once(invocation, session, prompt or "")
         return 0
-    return talk(invocation, Recorder(session, store, go_on), plain)
+    return talk(invocation, Recorder(session, store, go_on), plain, models, preferences)
 
 
-def talk(invocation: Invocation, recorder: Recorder, plain: bool) -> int:
+def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models, preferences: Preferences) -> int:
     """Choose the face: lines, or the full screen on a terminal."""
     console = invocation.console
+
+    def edit(text: str) -> str:
+        return edit_text(find_editor(read_environ()), text)
+
     if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        from nanochat.tui.completion import Completer, complete_in_readline
         from nanochat.tui.plain import run_plain
 
-        is_terminal = sys.stdin.isatty()
-        return run_plain(recorder, input if is_terminal else _read_line, console.write, console.say)
+        if not sys.stdin.isatty():
+            return run_plain(recorder, _read_line, console.write, console.say, models)
+        complete_in_readline(Completer(recorder, models).complete)
+        return run_plain(recorder, input, console.write, console.say, models, edit)
     from nanochat.tui.app import ChatApp
 
-    ChatApp(recorder, invocation.home / "chats").run()
+    if not invocation.color:
+        switch_colors_off()
+    ChatApp(recorder, invocation.home / "chats", models, preferences, edit).run()
     return 0
 
 
@@ -95,30 +129,12 @@ def answer_once(invocation: Invocation, session: Any, prompt: str) -> None:
         invocation.console.say(session.notice)
 
 
-def open_session(model: Any, device: str, sampling: dict[str, Any], system: str) -> Any:
-    """Load the model, with the chat's own sampling where none is given. This is where torch is imported."""
-    from dataclasses import replace
-
-    from nanochat.engine.session import CHAT_SAMPLING
-    from nanochat.runtime import use_all_cores
-    from nanochat.stages.assemble import build_session
-
-    use_all_cores()
-    return build_session(model, device, params=replace(CHAT_SAMPLING, **sampling), system=system)
-
-
 def check_sampling(sampling: dict[str, Any]) -> None:
     """Raise UsageError for a number out of its range, before torch is imported."""
-    bounds = {
-        "temperature": (lambda x: 0 <= x < float("inf"), "0 or more"),
-        "top_k": (lambda x: x >= 1, "1 or more"),
-        "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
-        "seed": (lambda x: 0 <= x < 2**63, "in [0, 2^63)"),
-        "max_new_tokens": (lambda x: x >= 1, "1 or more"),
-    }
-    for name, (is_good, expected) in bounds.items():
-        if sampling[name] is not None and not is_good(sampling[name]):
-            raise UsageError(f"--{name.replace('_', '-')} {sampling[name]} is not {expected}", "nanochat chat --help")
+    for name, value in sampling.items():
+        is_good, expected = BOUNDS[name]
+        if value is not None and not is_good(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not {expected}", "nanochat chat --help")
 
 
 def _read_line(_prompt: str) -> str:

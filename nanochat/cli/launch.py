@@ -52,6 +52,11 @@ def read_environ() -> Mapping[str, str]:
     return os.environ
 
 
+def switch_colors_off() -> None:
+    """Do what NO_COLOR does, for libraries that read only the variable."""
+    os.environ["NO_COLOR"] = "1"
+
+
 def resolve_home(option: Path | None, environ: Mapping[str, str]) -> Path:
     """$NANOCHAT_HOME, the option first; absolute, and not necessarily there."""
     return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()

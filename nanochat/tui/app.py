@@ -1,195 +1,262 @@
 """The full-screen chat: a transcript that streams Markdown, a prompt, a status line.
 
 Knows a conversation and nothing of models or files but the folder that conversations are exported to.
-Answers are computed in a worker thread, which talks to the screen by messages only.
 """
 
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from textual import events, on, work
-from textual.app import App, ComposeResult
+from textual import events, on
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding
-from textual.message import Message
 from textual.widgets import Footer, Static
 
 from nanochat.chats.recorder import Recorder
-from nanochat.engine.decoding import Piece, plain_text
 from nanochat.errors import NanochatError
 from nanochat.tui import screens
-from nanochat.tui.commands import Outcome, as_text, explain, parse_command, run_command, step_branch
-from nanochat.tui.transcript import Transcript
+from nanochat.tui.commands import Models, Outcome, as_text, explain, parse_command, run_command, step_branch
+from nanochat.tui.completion import Completer
+from nanochat.tui.help import HelpScreen, find_topic
+from nanochat.tui.keys import ACTIONS, DEFAULT_KEYS, show_keys
+from nanochat.tui.preferences import THEMES, Preferences, list_themes
+from nanochat.tui.saving import save_conversation
+from nanochat.tui.style import CSS
+from nanochat.tui.threads import ThreadApp
+from nanochat.tui.transcript import Transcript, find_branch
 from nanochat.tui.widgets import PromptArea
 
 LOW_HEIGHT = 16
 """Rows below which the footer makes room for the conversation."""
+OF_PROMPT = ("send", "newline", "complete")
+"""Actions that are bound where the user types."""
 
 
-class ChatApp(App[None]):
-    """One conversation at a time. export_folder is where Ctrl-S writes."""
+class ChatApp(ThreadApp):
+    """One conversation at a time. export_folder is where Ctrl-S writes.
+
+    models: to switch between; None where there is only one. edit: opens the user's editor with a text and returns what
+    became of it.
+    """
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "nanochat"
-    CSS = (
-        """
-    #transcript { padding: 1 2 0 2; }
-    UserTurn { margin: 1 0 1 8; padding: 0 1; background: $boost; border-left: outer $accent; }
-    AnswerText { margin: 0; padding: 0; background: transparent; }
-    ToolCall { margin: 0 0 1 0; padding: 0 1; border: none; background: $panel; }
-    ToolCall Static { color: $text-muted; }
-    .note { color: $text-muted; margin: 0 0 1 0; }
-    .error { color: $error; margin: 0 0 1 0; }
-    PromptArea { height: auto; min-height: 3; max-height: 10; border: round $accent; }
-    #status { height: 1; padding: 0 2; color: $text-muted; }
-    .low #transcript { padding: 0 1; }
-    .low UserTurn { margin: 0 0 0 2; }
-    .low PromptArea { max-height: 4; }
-    .low Footer { display: none; }
-    """
-        + screens.CSS
-    )
+    CSS = CSS
     BINDINGS: ClassVar = [
-        Binding("f1", "help", "Help", priority=True),
-        Binding("escape", "stop", "Stop", priority=True),
-        Binding("ctrl+r", "regenerate", "Again", priority=True),
-        Binding("ctrl+e", "edit", "Edit", priority=True),
-        Binding("f2", "chats", "Chats", priority=True),
-        Binding("f3", "sampling", "Sampling", priority=True),
-        Binding("f4", "copy", "Copy", priority=True, show=False),
-        Binding("f6", "branch(-1)", "Previous", priority=True, show=False),
-        Binding("f7", "branch(1)", "Next", priority=True, show=False),
-        Binding("ctrl+n", "new", "New", priority=True),
-        Binding("ctrl+s", "export", "Save", priority=True),
-        Binding("ctrl+q", "quit", "Quit", priority=True),
-        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
+        Binding(
+            ",".join(action.keys), action.name, action.label, id=action.name, priority=True, show=bool(action.label)
+        )
+        for action in ACTIONS
+        if action.name not in OF_PROMPT
     ]
 
-    class Arrived(Message):
-        """A piece of the running answer."""
-
-        def __init__(self, piece: Piece) -> None:
-            super().__init__()
-            self.piece = piece
-
-    class Ended(Message):
-        """The running answer is over; error is "" or what went wrong."""
-
-        def __init__(self, error: str) -> None:
-            super().__init__()
-            self.error = error
-
-    def __init__(self, recorder: Recorder, export_folder: Path) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        export_folder: Path,
+        models: Models | None = None,
+        preferences: Preferences | None = None,
+        edit: Callable[[str], str] | None = None,
+    ) -> None:
         super().__init__()
-        self.recorder, self.session = recorder, recorder.session
-        self.export_folder = export_folder
-        self._busy = False
+        self.recorder, self.export_folder, self.models, self.edit_text = recorder, export_folder, models, edit
+        self.preferences = preferences or Preferences()
+        self._busy = ""  # what is being done, for the status line
         self._editing = False
-        self._started, self._first_token = 0.0, 0.0
+        self._asked = ""
 
     def compose(self) -> ComposeResult:
+        keys = show_keys(self.preferences.keys)
         yield Transcript()
-        yield PromptArea(id="prompt", show_line_numbers=False, placeholder="Ask something. Enter sends, F1 helps.")
+        yield PromptArea(
+            Completer(self.recorder, self.models).complete,
+            f"Ask something. {keys['send']} sends, {keys['help']} helps.",
+        )
         yield Static(id="status", markup=False)
         yield Footer()
 
     async def on_mount(self) -> None:
+        changed = {name: keys for name, keys in self.preferences.keys.items() if keys != DEFAULT_KEYS[name]}
+        self.set_keymap({name: ",".join(keys) for name, keys in changed.items()})
+        self.theme = THEMES.get(self.preferences.theme, self.preferences.theme)
         self.query_one(PromptArea).focus()
         await self._show_all()
         self.set_interval(0.25, self._show_status)
 
     def on_resize(self, event: events.Resize) -> None:
-        self.screen_stack[0].set_class(event.size.height < LOW_HEIGHT, "low")
+        for screen in self.screen_stack:
+            screen.set_class(event.size.height < LOW_HEIGHT, "low")
 
     def on_unmount(self) -> None:
         self.session.stop()
 
+    def on_key(self, event: events.Key) -> None:
+        """What is typed goes into the prompt, wherever the focus is."""
+        prompt = self.screen_stack[0].query_one(PromptArea)
+        if event.is_printable and event.character and len(self.screen_stack) == 1 and not prompt.has_focus:
+            prompt.focus()
+            prompt.insert(event.character)
+
+    @property
+    def session(self) -> Any:
+        return self.recorder.session
+
     @property
     def transcript(self) -> Transcript:
-        return self.query_one(Transcript)
+        return self.screen_stack[0].query_one(Transcript)
+
+    @property
+    def prompt(self) -> PromptArea:
+        return self.screen_stack[0].query_one(PromptArea)
 
     @property
     def is_answering(self) -> bool:
-        return self._busy
+        """Whether an answer or a model is on its way."""
+        return bool(self._busy)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Under a screen of its own a key is that screen's."""
-        return action == "quit" or len(self.screen_stack) == 1
+        if len(self.screen_stack) == 1 or action == "quit":
+            return True
+        return action == "help" and not isinstance(self.screen, HelpScreen)
 
     @on(PromptArea.Submitted)
     async def ask(self, event: PromptArea.Submitted) -> None:
         text = event.text.strip()
-        if not text or self._refuse_while_answering():
+        if not text or self._refuse_while_busy():
             return
         try:
             command = None if self._editing else parse_command(text)
-            if command is not None:
-                self.query_one(PromptArea).clear()
-                await self._follow(run_command(self.recorder, *command))
-                return
-            self.query_one(PromptArea).clear()
-            if self._editing:
-                self._end_editing()
+            if command is not None and command[0] == "help":
+                self.prompt.clear()
+                self.action_help()
+            elif command is not None:
+                self.prompt.clear()
+                await self._follow(run_command(self.recorder, *command, self.models))
+            elif self._editing:
                 turn = len(self.session.history.messages) // 2 - 1
-                await self.transcript.remove_turns(turn)
-                await self.transcript.open_turn(text)
-                self._start(self.recorder.edit(turn, text))
+                self._end_editing()
+                self.prompt.clear()
+                await self._start(self.recorder.edit(turn, text), turn, text)
             else:
-                await self.transcript.open_turn(as_text(text))
-                self._start(self.recorder.send(as_text(text)))
+                self.prompt.clear()
+                turn = len(self.session.history.messages) // 2
+                await self._start(self.recorder.send(as_text(text)), turn, as_text(text))
         except NanochatError as error:
             await self.transcript.note(explain(error), "error")
 
     async def action_regenerate(self) -> None:
-        if self._refuse_while_answering():
+        if self._refuse_while_busy():
             return
-        if self.transcript.is_empty or not self.session.history.messages:
+        messages = self.session.history.messages
+        if not messages:
             self.notify("There is nothing to answer again.")
             return
-        await self.transcript.remove_answer()
-        self._start(self.recorder.regenerate())
+        await self._start(self.recorder.regenerate(), len(messages) // 2 - 1, messages[-2].text)
 
     def action_edit(self) -> None:
         """Bring the last question into the prompt; sending it makes a branch."""
-        if self._refuse_while_answering():
+        if self._refuse_while_busy():
             return
         messages = self.session.history.messages
         if not messages:
             self.notify("There is nothing to edit.")
             return
         self._editing = True
-        prompt = self.query_one(PromptArea)
-        prompt.border_title = "edit the last question; Esc leaves it as it is"
-        prompt.fill(messages[-2].text)
+        self.prompt.border_title = f"edit the last question; {self._key('stop')} leaves it as it is"
+        self.prompt.focus()
+        self.prompt.fill(messages[-2].text)
 
-    async def action_branch(self, step: int) -> None:
-        if not self._refuse_while_answering():
-            outcome = step_branch(self.recorder, step)
-            if outcome.is_other:
-                await self._show_all()
-            else:
-                self.notify(outcome.note)
+    async def action_editor(self) -> None:
+        """Hand the terminal to the user's editor, with what is in the prompt."""
+        if self.edit_text is None:
+            self.notify("There is no editor here.")
+            return
+        try:
+            with self.suspend():
+                text = self.edit_text(self.prompt.text)
+        except SuspendNotSupported:
+            self.notify("This terminal cannot be given to an editor.", severity="error")
+            return
+        except NanochatError as error:
+            self.notify(explain(error), severity="error", markup=False, timeout=10)
+            return
+        self.prompt.focus()
+        self.prompt.fill(text)
+
+    async def action_previous(self) -> None:
+        await self._step(-1)
+
+    async def action_next(self) -> None:
+        await self._step(1)
 
     async def action_new(self) -> None:
-        if self._refuse_while_answering():
+        if self._refuse_while_busy():
             return
         self.recorder.new()
+        self.first_token = 0.0
         await self._show_all()
 
     def action_help(self) -> None:
-        self.push_screen(screens.HelpScreen())
+        self._push(HelpScreen(find_topic(self.focused), self.preferences.keys))
 
     def action_sampling(self) -> None:
-        if not self._refuse_while_answering():
-            self.push_screen(screens.SamplingScreen(self.recorder, self._show_status))
+        if not self._refuse_while_busy():
+            self._push(screens.SamplingScreen(self.recorder, self._show_status))
 
     def action_chats(self) -> None:
         if self.recorder.store is None:
             self.notify("Conversations are not kept here.")
-        elif not self._refuse_while_answering():
-            self.push_screen(screens.ChatsScreen(self.recorder.store), self._open_chat)
+        elif not self._refuse_while_busy():
+            self._push(screens.ChatsScreen(self.recorder.store), self._open_chat)
+
+    def action_tools(self) -> None:
+        if not self.transcript.fold():
+            self.notify("There is no tool call here.")
+
+    def action_page_up(self) -> None:
+        self.transcript.scroll_page_up()
+
+    def action_page_down(self) -> None:
+        self.transcript.scroll_page_down()
+
+    def action_theme(self) -> None:
+        """The other of dark and light."""
+        self.theme = THEMES["light" if self.current_theme.dark else "dark"]
+
+    def action_copy(self) -> None:
+        """The newest answer, as Markdown."""
+        messages = self.session.history.messages
+        if not messages:
+            self.notify("There is nothing to copy yet.")
+            return
+        self.copy_to_clipboard(messages[-1].text)
+        self.notify("The answer is copied, where this terminal lets a program copy.")
+
+    def action_stop(self) -> None:
+        if self._busy == "answering":
+            self.session.stop()
+        elif self._busy:
+            self.notify(f"That cannot be stopped; {self._key('quit')} leaves.")
+        elif self._editing:
+            self._end_editing()
+            self.prompt.clear()
+        else:
+            self.prompt.focus()
+
+    def action_save(self) -> None:
+        """Write the finished turns to a new file."""
+        if not self.session.history.messages:
+            self.notify("There is nothing to save yet.")
+            return
+        try:
+            self.notify(f"Saved {save_conversation(self.session.export(), self.export_folder)}", markup=False)
+        except OSError as error:
+            self.notify(f"Not saved: {error}", severity="error", markup=False)
+
+    async def action_quit(self) -> None:
+        self.session.stop()
+        self.exit()
 
     async def _open_chat(self, chat: str | None) -> None:
         store = self.recorder.store
@@ -204,138 +271,125 @@ class ChatApp(App[None]):
                 return
             await self._show_all()
 
-    def action_copy(self) -> None:
-        """The newest answer, as Markdown."""
-        messages = self.session.history.messages
-        if not messages:
-            self.notify("There is nothing to copy yet.")
-            return
-        self.copy_to_clipboard(messages[-1].text)
-        self.notify("The answer is copied, where this terminal lets a program copy.")
+    async def _step(self, step: int) -> None:
+        if not self._refuse_while_busy():
+            outcome = step_branch(self.recorder, step)
+            if outcome.is_other:
+                await self._show_all()
+            else:
+                self.notify(outcome.note)
 
-    def action_stop(self) -> None:
-        if self._busy:
-            self.session.stop()
-        elif self._editing:
-            self._end_editing()
-            self.query_one(PromptArea).clear()
+    def _push(self, screen: Any, then: Any = None) -> None:
+        screen.set_class(self.size.height < LOW_HEIGHT, "low")
+        self.push_screen(screen, then)
 
-    def action_export(self) -> None:
-        """Write the finished turns to a new file; an older one is never overwritten."""
-        if not self.session.history.messages:
-            self.notify("There is nothing to save yet.")
-            return
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        text = json.dumps(self.session.export(), ensure_ascii=False, indent=2) + "\n"
-        try:
-            self.export_folder.mkdir(parents=True, exist_ok=True)
-            for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-                path = self.export_folder / f"chat-{stamp}{suffix}.json"
-                if not path.exists():
-                    path.write_text(text, encoding="utf-8")
-                    self.notify(f"Saved {path}", markup=False)
-                    return
-        except OSError as error:
-            self.notify(f"Not saved: {error}", severity="error", markup=False)
+    def _key(self, action: str) -> str:
+        return show_keys(self.preferences.keys)[action]
 
-    async def action_quit(self) -> None:
-        self.session.stop()
-        self.exit()
-
-    def _refuse_while_answering(self) -> bool:
-        if self._busy:
-            self.notify("Still answering: Esc stops it.")
-        return self._busy
+    def _refuse_while_busy(self) -> bool:
+        if self._busy == "answering":
+            self.notify(f"Still answering: {self._key('stop')} stops it.")
+        elif self._busy:
+            self.notify(f"Still {self._busy}.")
+        return bool(self._busy)
 
     def _end_editing(self) -> None:
         self._editing = False
-        self.query_one(PromptArea).border_title = ""
+        self.prompt.border_title = ""
 
     async def _follow(self, outcome: Outcome) -> None:
         """Show what a command did."""
         if outcome.quits:
             await self.action_quit()
             return
+        if outcome.draft is not None:
+            self.prompt.fill(outcome.draft)
+            await self.action_editor()
+        if outcome.theme is not None:
+            await self._choose_theme(outcome.theme)
         if outcome.pieces is not None:
-            turn, text = outcome.turn, outcome.text
-            await self.transcript.remove_turns(turn)
-            await self.transcript.open_turn(text)
-            self._start(outcome.pieces)
+            await self._start(outcome.pieces, outcome.turn, outcome.text)
         elif outcome.is_other:
             await self._show_all()
-        if outcome.note:
+        if outcome.work is not None:
+            self._busy = "loading" if outcome.note else "asking"
+            self.run_work(outcome.work)
+        elif outcome.note:
             await self.transcript.note(outcome.note)
         self._show_status()
+
+    async def _choose_theme(self, name: str) -> None:
+        known = list_themes()
+        if name in known or name in self.available_themes:
+            self.theme = THEMES.get(name, name)
+            said = f'To keep it: theme = "{name}" at the top of {self.preferences.path}.'
+        else:
+            said = (f"There is no theme {name!r}. " if name else "") + f"/theme and one of {', '.join(known)}."
+        await self.transcript.note(said)
 
     async def _show_all(self) -> None:
         """The conversation as it is now, from its beginning."""
         self._end_editing()
-        await self.transcript.clear()
         messages, path = self.session.history.messages, self.recorder.path
-        for turn, (asked, answered) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            await self.transcript.open_turn(asked.text, _branch(path, 2 * turn))
-            for part in answered.parts:
-                await self.transcript.show(Piece(part.kind, plain_text(part.text)))
-            await self.transcript.end_answer()
-            if branch := _branch(path, 2 * turn + 1):
-                await self.transcript.note(f"answer {branch}; F6 and F7 show the others")
-            if len(path) > 2 * turn + 1 and path[2 * turn + 1].finish is None:
-                await self.transcript.note("This answer was never finished.")
+        await self.transcript.show_conversation(messages, path, self._others)
         self._show_status()
 
-    def _start(self, pieces: Iterator[Piece]) -> None:
-        self._busy = True
-        self._started, self._first_token = time.monotonic(), 0.0
+    @property
+    def _others(self) -> str:
+        return f"{self._key('previous')} and {self._key('next')} show the others"
+
+    async def _start(self, pieces: Iterator[Any], turn: int, text: str) -> None:
+        """Show an answer as it comes, to a question in place of a turn and all after it."""
+        await self.transcript.remove_turns(turn)
+        await self.transcript.open_turn(text)
+        self._busy, self._asked = "answering", text
         self._show_status()
-        self._answer(pieces)
+        self.run_answer(pieces)
 
-    @work(thread=True, exit_on_error=False)
-    def _answer(self, pieces: Iterator[Piece]) -> None:
-        error = ""
-        try:
-            for piece in pieces:
-                self._first_token = self._first_token or time.monotonic() - self._started
-                self.post_message(self.Arrived(piece))
-        except NanochatError as refused:
-            error = explain(refused)
-        except Exception as bug:  # a worker's error must reach the screen, not end the app
-            error = f"{type(bug).__name__}: {bug}"
-        self.post_message(self.Ended(error))
-
-    @on(Arrived)
-    async def show_piece(self, event: Arrived) -> None:
+    @on(ThreadApp.Arrived)
+    async def show_piece(self, event: ThreadApp.Arrived) -> None:
         await self.transcript.show(event.piece)
 
-    @on(Ended)
-    async def finish_answer(self, event: Ended) -> None:
+    @on(ThreadApp.Ended)
+    async def finish_answer(self, event: ThreadApp.Ended) -> None:
         await self.transcript.end_answer()
-        if self.session.finish == "cancelled":
+        if event.error and self.session.finish is None:  # refused: the conversation is as it was
+            await self._show_all()
+            if not self.prompt.text:
+                self.prompt.fill(self._asked)
+        if self.session.finish == "cancelled" and not event.error:
             await self.transcript.note("Stopped.")
         if self.session.notice:
             await self.transcript.note(self.session.notice)
-        if branch := _branch(self.recorder.path, len(self.recorder.path) - 1):
-            await self.transcript.note(f"answer {branch}; F6 and F7 show the others")
+        if not event.error and (branch := find_branch(self.recorder.path, len(self.recorder.path) - 1)):
+            await self.transcript.note(f"answer {branch}; {self._others}")
         if event.error:
             await self.transcript.note(event.error, "error")
-        self._busy = False
+        self._busy = ""
+        self._show_status()
+
+    @on(ThreadApp.Done)
+    async def finish_work(self, event: ThreadApp.Done) -> None:
+        self._busy = ""
+        if event.outcome is not None:
+            await self._follow(event.outcome)
+        if event.error:
+            await self.transcript.note(event.error, "error")
         self._show_status()
 
     def _show_status(self) -> None:
-        session = self.session
-        parts = [session.name, f"{session.context_used:,} / {session.max_context:,} tokens"]
-        if session.tokens_per_second:
-            parts.append(f"{session.tokens_per_second:.1f} tok/s")
-        if self._first_token:
-            parts.append(f"first after {self._first_token:.2f} s")
-        if self._busy:
-            parts.append("answering")
         for status in self.screen_stack[0].query("#status").results(Static):  # none while the app closes
-            status.update("   ".join(parts))
+            status.update(describe_status(self.session, self.first_token, self._busy))
 
 
-def _branch(path: tuple, place: int) -> str:
-    """ "2/3" for the second of three siblings; "" where there is only one."""
-    if not 0 <= place < len(path) or len(path[place].siblings) < 2:
-        return ""
-    siblings = path[place].siblings
-    return f"{siblings.index(path[place].id) + 1}/{len(siblings)}"
+def describe_status(session: Any, first_token: float, busy: str) -> str:
+    """The model, its context and its speed, the most important first. first_token: seconds, 0 where there was none."""
+    limit = f" / {session.max_context:,}" if session.max_context else ""
+    parts = [session.name, f"{session.context_used:,}{limit} tokens"]
+    if busy:
+        parts.append(busy)
+    if session.tokens_per_second:
+        parts.append(f"{session.tokens_per_second:.1f} tok/s")
+    if first_token:
+        parts.append(f"first after {first_token:.2f} s")
+    return "   ".join(parts)

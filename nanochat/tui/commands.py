@@ -5,9 +5,10 @@ Knows a conversation and no widget: what a command wants of its face comes back 
 
 import difflib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 from nanochat.chats.export import write_parts
 from nanochat.chats.recorder import Recorder
@@ -26,7 +27,10 @@ COMMANDS = {
     "title": ("TEXT", "give this conversation another title"),
     "set": ("[NAME VALUE]", "temperature, top_k, top_p, min_p, repetition_penalty, seed, max_new_tokens; off unsets"),
     "system": ("[TEXT]", "a system prompt for the conversations that begin from now on; none unsets"),
-    "raw": ("", "the conversation as the model sees it, with special tokens"),
+    "model": ("[NAME]", "go on with another model; without a name, the list of them"),
+    "theme": ("[NAME]", "dark, light or another theme; without a name, the list of them"),
+    "editor": ("[TEXT]", "write in $VISUAL or $EDITOR"),
+    "raw": ("", "the conversation as the model sees it, with special tokens (of a server: what is sent)"),
     "quit": ("", "leave"),
 }
 """Name to its arguments and what it does. `exit` is another word for quit."""
@@ -40,8 +44,23 @@ NUMBERS = {
     "seed": int,
     "max_new_tokens": int,
 }
-OPTIONAL = ("top_k", "top_p", "min_p")
 MAX_LISTED = 20
+
+
+class Models(Protocol):
+    """The models that can be talked to."""
+
+    def list_names(self) -> list[str]:
+        """Their names, as `open` takes them. May take a while. Raises NanochatError."""
+        ...
+
+    def known_names(self) -> Sequence[str]:
+        """Those that are known without asking anybody."""
+        ...
+
+    def open(self, name: str, session: Any) -> Any:
+        """A session with another model, with the numbers and the system prompt of this one. Raises NanochatError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class Outcome:
     """note: to be said. is_other: the conversation on the screen is another one now.
 
     pieces: an answer to be shown, to the question `text`, which stands in place of turn `turn` and all that followed.
+    work: what takes a while and gives another outcome; its beginning is `note`. theme: a name, or "" for the list.
+    draft: what to open the editor with.
     """
 
     note: str = ""
@@ -57,6 +78,9 @@ class Outcome:
     text: str = ""
     is_other: bool = False
     quits: bool = False
+    work: Callable[[], "Outcome"] | None = None
+    theme: str | None = None
+    draft: str | None = None
 
 
 def parse_command(line: str) -> tuple[str, str] | None:
@@ -85,15 +109,32 @@ def as_text(line: str) -> str:
     return line[1:] if line.startswith("//") else line
 
 
-def describe_commands() -> str:
-    """A line for each command."""
-    heads = {name: f"/{name} {arguments}".rstrip() for name, (arguments, _) in COMMANDS.items()}
-    width = max(map(len, heads.values()))
-    return "\n".join(f"{heads[name]:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+def describe_commands(width: int = 1000) -> str:
+    """What each command does."""
+    return format_pairs([(f"/{name} {words}".rstrip(), what) for name, (words, what) in COMMANDS.items()], width)
 
 
-def run_command(recorder: Recorder, name: str, rest: str) -> Outcome:
-    """Do what a command says. Raises NanochatError where it cannot be done."""
+def format_pairs(pairs: Sequence[tuple[str, str]], width: int = 1000) -> str:
+    """Two columns, or where the width is too small for them the second below the first.
+
+    >>> print(format_pairs([("/new", "another one"), ("/quit", "leave")], 40))
+    /new   another one
+    /quit  leave
+    """
+    first = max(len(head) for head, _ in pairs)
+    indent = first + 2 if width - first >= 30 else 2
+    lines = []
+    for head, what in pairs:
+        rest = textwrap.wrap(what, max(10, width - indent), break_long_words=False)
+        if indent == 2:
+            lines += [head, *(f"  {line}" for line in rest)]
+        else:
+            lines += [f"{'' if place else head:<{first}}  {line}" for place, line in enumerate(rest)]
+    return "\n".join(lines)
+
+
+def run_command(recorder: Recorder, name: str, rest: str, models: Models | None = None) -> Outcome:
+    """Do what a command says. Raises NanochatError where it cannot be done. models: None where there is only one."""
     session = recorder.session
     if name == "help":
         return Outcome(describe_commands())
@@ -125,6 +166,12 @@ def run_command(recorder: Recorder, name: str, rest: str) -> Outcome:
         return Outcome("Renamed.")
     if name == "set":
         return _set(recorder, rest)
+    if name == "model":
+        return _switch(recorder, rest, models)
+    if name == "theme":
+        return Outcome(theme=rest)
+    if name == "editor":
+        return Outcome(draft=rest)
     if name == "system":
         session.system = rest
         return Outcome("The next conversation has this system prompt." if rest else "No system prompt.")
@@ -145,18 +192,24 @@ def step_branch(recorder: Recorder, step: int, turn: int | None = None) -> Outco
     return Outcome(f"{place + 1} of {len(fork.siblings)}.", is_other=True)
 
 
+def optional_numbers(params: Any) -> list[str]:
+    """Those that may be off; a server's may all be, and are its own then."""
+    return [field.name for field in fields(params) if field.name in NUMBERS and field.default is None]
+
+
 def set_number(recorder: Recorder, name: str, value: str) -> None:
     """Change one sampling parameter of the answers from now on. Raises UsageError."""
     if name not in NUMBERS:
         near = difflib.get_close_matches(name, NUMBERS, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"there is no parameter {name!r}{guess}", f"one of {', '.join(NUMBERS)}")
+    is_off = value in ("off", "") and name in optional_numbers(recorder.session.params)
     try:
-        number: Any = None if value in ("off", "") and name in OPTIONAL else NUMBERS[name](value)
+        number: Any = None if is_off else NUMBERS[name](value)
         recorder.session.params = replace(recorder.session.params, **{name: number})
     except ValueError as error:
         said = f"{error}" if f"{error}".startswith(name) else f"{value!r} is no number"
-        raise UsageError(f"{name}: {said}", f"/set {name} {getattr(recorder.session.params, name)}") from error
+        raise UsageError(f"{name}: {said}", f"/set {name} {_show(getattr(recorder.session.params, name))}") from error
 
 
 def explain(error: NanochatError) -> str:
@@ -188,7 +241,32 @@ def _set(recorder: Recorder, rest: str) -> Outcome:
         set_number(recorder, name, value.strip())
     params = recorder.session.params
     shown = {key: getattr(params, key) for key in NUMBERS}
-    return Outcome(", ".join(f"{key} {'off' if value is None else value}" for key, value in shown.items()))
+    return Outcome(", ".join(f"{key} {_show(value)}" for key, value in shown.items()))
+
+
+def _show(value: Any) -> str:
+    return "off" if value is None else f"{value}"
+
+
+def _switch(recorder: Recorder, name: str, models: Models | None) -> Outcome:
+    if models is None:
+        raise UsageError("there is only this model here", "nanochat chat MODEL")
+
+    def list_all() -> Outcome:
+        assert models is not None
+        current = recorder.session.name
+        names = [f"{'*' if name == current else ' '} {name}" for name in models.list_names()]
+        return Outcome("\n".join([*names, "/model NAME goes on with another one."]))
+
+    def switch() -> Outcome:
+        assert models is not None
+        old = recorder.session
+        new = models.open(name, old)
+        new.load(old.history)
+        recorder.session = new
+        return Outcome(f"{new.name} answers from now on.")
+
+    return Outcome(work=switch if name else list_all, note=f"Loading {name}." if name else "")
 
 
 def write_turns(recorder: Recorder) -> str:

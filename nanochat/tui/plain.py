@@ -1,25 +1,32 @@
 """Chat through lines of text: a prompt loop and a one-shot answer. Reads and writes only what it is given."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from nanochat.chats.recorder import Recorder
 from nanochat.engine.decoding import Piece, plain_text
-from nanochat.engine.session import ChatSession
-from nanochat.errors import NanochatError
-from nanochat.tui.commands import as_text, explain, parse_command, run_command, write_turns
+from nanochat.errors import NanochatError, UsageError
+from nanochat.tui.commands import Models, Outcome, as_text, explain, parse_command, run_command, write_turns
 
 PROMPT = "> "
 Write = Callable[[str], object]
 
 
-def run_plain(recorder: Recorder, read: Callable[[str], str], write: Write, note: Write) -> int:
+def run_plain(
+    recorder: Recorder,
+    read: Callable[[str], str],
+    write: Write,
+    note: Write,
+    models: Models | None = None,
+    edit: Callable[[str], str] | None = None,
+) -> int:
     """Talk until the input ends; return the exit code.
 
     read: like input(): takes the prompt, returns a line, raises EOFError at the end. write: answers, streamed
-    and flushed. note: one line about the conversation, such as help or an error. Ctrl-C stops an answer and
-    keeps its beginning; where no answer is running it ends the loop.
+    and flushed. note: one line about the conversation, such as help or an error. edit: opens an editor with a text and
+    returns what became of it; None without a terminal. Ctrl-C stops an answer and keeps its beginning; where no
+    answer is running it ends the loop.
     """
-    session = recorder.session
     while True:
         try:
             line = read(PROMPT).strip()
@@ -28,31 +35,47 @@ def run_plain(recorder: Recorder, read: Callable[[str], str], write: Write, note
             return 0
         if not line:
             continue
-        session.notice = ""
+        recorder.session.notice = ""
         try:
             command = parse_command(line)
             if command is None:
                 write_answer(recorder.send(as_text(line)), write)
             else:
-                outcome = run_command(recorder, *command)
+                outcome = run_command(recorder, *command, models)
                 if outcome.quits:
                     return 0
-                if outcome.pieces is not None:
-                    write_answer(outcome.pieces, write)
-                elif outcome.is_other and session.history.messages:
-                    write(plain_text(write_turns(recorder)) + "\n")
-                if outcome.note:
-                    note(plain_text(outcome.note))
+                _follow(recorder, outcome, write, note, edit)
         except KeyboardInterrupt:
             write("\n")
             note("Stopped.")
         except NanochatError as error:
             note(explain(error))
-        if session.notice:
-            note(session.notice)
+        if recorder.session.notice:
+            note(recorder.session.notice)
 
 
-def answer_once(session: ChatSession, prompt: str, piped: str, write: Write, note: Write) -> None:
+def _follow(recorder: Recorder, outcome: Outcome, write: Write, note: Write, edit: Callable[[str], str] | None) -> None:
+    """Show what a command did."""
+    if outcome.draft is not None:
+        if edit is None:
+            raise UsageError("an editor needs a terminal", "write the question on a line of its own")
+        if text := edit(outcome.draft).strip():
+            note(plain_text(text))
+            write_answer(recorder.send(text), write)
+        return
+    if outcome.theme is not None:
+        note("Lines have no theme.")
+    if outcome.pieces is not None:
+        write_answer(outcome.pieces, write)
+    elif outcome.is_other and recorder.session.history.messages:
+        write(plain_text(write_turns(recorder)) + "\n")
+    if outcome.note:
+        note(plain_text(outcome.note))
+    if outcome.work is not None:
+        _follow(recorder, outcome.work(), write, note, edit)
+
+
+def answer_once(session: Any, prompt: str, piped: str, write: Write, note: Write) -> None:
     """Answer one prompt, with text that came through a pipe below it; raises UsageError where it does not fit."""
     write_answer(session.send(join_prompt(prompt, piped)), write)
     if session.notice:

@@ -1,4 +1,4 @@
-"""Screens over the chat: help, the list of conversations, the numbers of sampling."""
+"""Screens over the chat: the list of conversations, the numbers of sampling."""
 
 import time
 from collections.abc import Callable
@@ -16,52 +16,15 @@ from nanochat.chats.recorder import Recorder
 from nanochat.chats.store import ChatStore
 from nanochat.engine.decoding import plain_text
 from nanochat.errors import NanochatError
-from nanochat.tui.commands import NUMBERS, OPTIONAL, describe_commands, explain, set_number
-
-CSS = """
-ModalScreen { align: center middle; }
-ModalScreen > Vertical {
-  width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1; border: round $accent; background: $surface;
-}
-ModalScreen OptionList { height: auto; max-height: 16; }
-ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
-ModalScreen Input:focus { border: none; background: $accent 30%; }
-ModalScreen Horizontal { height: 1; }
-ModalScreen Label { width: 28; }
-ModalScreen .note { color: $text-muted; }
-ModalScreen .error { color: $error; }
-"""
-
-KEYS = """Enter   send; Ctrl-J breaks the line, Up brings the last text back
-Esc     stop the answer, or leave what is open
-Ctrl-R  answer again; both answers are kept
-Ctrl-E  edit the last question
-F6, F7  the answer before, the next one
-F2      conversations
-F3      sampling and system prompt
-F4      copy the answer
-Ctrl-S  save as a file
-Ctrl-N  new conversation
-Ctrl-Q  quit"""
-
-
-class HelpScreen(ModalScreen[None]):
-    """Keys and commands."""
-
-    BINDINGS: ClassVar = [Binding("escape,f1,q", "dismiss", "Close")]
-
-    def compose(self) -> ComposeResult:
-        with Vertical(), VerticalScroll():
-            yield Static("Keys\n" + KEYS, markup=False)
-            yield Static("\nCommands, typed instead of a question\n" + describe_commands(), markup=False)
-            yield Static("\nEsc closes this.", classes="note", markup=False)
+from nanochat.tui.commands import NUMBERS, explain, optional_numbers, set_number
 
 
 class ChatsScreen(ModalScreen[str | None]):
     """The list of conversations with a search; gives the id of the one that was chosen."""
 
     BINDINGS: ClassVar = [
-        Binding("escape,f2", "dismiss", "Close", priority=True),
+        Binding("escape", "dismiss", "Close", priority=True),
+        Binding("f2", "dismiss", "Close", priority=True, id="chats"),
         Binding("down", "into_list", "List"),
         Binding("delete,ctrl+d", "remove", "Remove"),
     ]
@@ -125,7 +88,10 @@ class ChatsScreen(ModalScreen[str | None]):
 class SamplingScreen(ModalScreen[None]):
     """The numbers that answers are drawn with, and the system prompt of the next conversation."""
 
-    BINDINGS: ClassVar = [Binding("escape,f3", "dismiss", "Close", priority=True)]
+    BINDINGS: ClassVar = [
+        Binding("escape", "dismiss", "Close", priority=True),
+        Binding("f3", "dismiss", "Close", priority=True, id="sampling"),
+    ]
 
     def __init__(self, recorder: Recorder, changed: Callable[[], None]) -> None:
         super().__init__()
@@ -133,15 +99,17 @@ class SamplingScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         params, session = self.recorder.session.params, self.recorder.session
+        optional = optional_numbers(params)
+        unset = "the server's" if len(optional) == len(NUMBERS) else "off"
         with Vertical(), VerticalScroll():
             for name in NUMBERS:
                 value = getattr(params, name)
                 shown = "" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
                 with Horizontal():
-                    yield Label(f"{name.replace('_', ' ')}{' (empty: off)' if name in OPTIONAL else ''}")
-                    yield Input(shown, id=name)
+                    yield Label(name.replace("_", " "))
+                    yield Input(shown, placeholder=unset if name in optional else "", id=name)
             with Horizontal():
-                yield Label("system prompt of the next")
+                yield Label("next system prompt")
                 yield Input(session.system, id="system")
             yield Static("Enter takes a value, Tab goes on, Esc closes.", id="hint", classes="note", markup=False)
 

@@ -1,18 +1,20 @@
 """The conversation on the screen, turn by turn; it is shown as it comes and knows no model."""
 
+from collections.abc import Sequence
+
 from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownStream
 
-from nanochat.engine.decoding import Piece
+from nanochat.chats.store import StoredMessage
+from nanochat.conversation import Message
+from nanochat.engine.decoding import Piece, plain_text
 from nanochat.tui.widgets import AnswerText, Note, ToolCall, UserTurn
 
 
 class Transcript(VerticalScroll):
     """Turns of a user's message and what was answered. It scrolls with what is added."""
-
-    can_focus = False
 
     def __init__(self) -> None:
         super().__init__(id="transcript")
@@ -28,6 +30,28 @@ class Transcript(VerticalScroll):
         self._turns.clear()
         self._stream = self._call = None
         await self.remove_children()
+
+    async def show_conversation(self, messages: Sequence[Message], path: Sequence[StoredMessage], hint: str) -> None:
+        """Whole turns, from the first one. path: as they are stored; empty where they are not. hint: how to see
+        another branch."""
+        await self.clear()
+        for turn, (asked, answered) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
+            await self.open_turn(asked.text, find_branch(path, 2 * turn))
+            for part in answered.parts:
+                await self.show(Piece(part.kind, plain_text(part.text)))
+            await self.end_answer()
+            if branch := find_branch(path, 2 * turn + 1):
+                await self.note(f"answer {branch}; {hint}")
+            if len(path) > 2 * turn + 1 and path[2 * turn + 1].finish is None:
+                await self.note("This answer was never finished.")
+
+    def fold(self) -> bool:
+        """Unfold all tool calls, or fold them where all are open. Whether there are any."""
+        calls = list(self.query(ToolCall))
+        is_folded = all(not call.collapsed for call in calls)
+        for call in calls:
+            call.collapsed = is_folded
+        return bool(calls)
 
     async def open_turn(self, text: str, branch: str = "") -> None:
         """Show a question; what follows is its answer."""
@@ -84,3 +108,11 @@ class Transcript(VerticalScroll):
         self._turns[-1].append(widget)
         await self.mount(widget)
         self.anchor()
+
+
+def find_branch(path: Sequence[StoredMessage], place: int) -> str:
+    """ "2/3" for the second of three siblings; "" where there is only one."""
+    if not 0 <= place < len(path) or len(path[place].siblings) < 2:
+        return ""
+    siblings = path[place].siblings
+    return f"{siblings.index(path[place].id) + 1}/{len(siblings)}"

@@ -1,14 +1,24 @@
 """What a conversation is made of on the screen. Nothing that a model or a user wrote is taken for markup."""
 
+from collections.abc import Callable
+
 from textual import events
+from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import Collapsible, Markdown, Static, TextArea
 
 from nanochat.engine.decoding import plain_text
+from nanochat.tui.completion import join_common
 
 
 class PromptArea(TextArea):
-    """Where the user types: Enter sends, Ctrl-J breaks the line. Up in an empty prompt brings the last text back."""
+    """Where the user types. Up in an empty prompt brings the last text back. complete: a line to what it may become."""
+
+    BINDINGS = [
+        Binding("enter", "submit", id="send", priority=True, show=False),
+        Binding("ctrl+j,alt+enter", "newline", id="newline", priority=True, show=False),
+        Binding("tab", "complete", id="complete", priority=True, show=False),
+    ]
 
     class Submitted(Message):
         def __init__(self, text: str) -> None:
@@ -16,18 +26,50 @@ class PromptArea(TextArea):
             self.text = text
 
     last = ""
+    title = ""
+
+    def __init__(self, complete: Callable[[str], list[str]], placeholder: str) -> None:
+        super().__init__(id="prompt", show_line_numbers=False, placeholder=placeholder)
+        self._complete = complete
+        self._offers: list[str] = []  # which Tab goes through
+
+    def action_submit(self) -> None:
+        self.last = self.text.strip() or self.last
+        self.post_message(self.Submitted(self.text))
+
+    def action_newline(self) -> None:
+        self.insert("\n")
+
+    def action_complete(self) -> None:
+        """Go as far as all completions agree, then through them; where there is none, on to the next widget."""
+        if self.text in self._offers:
+            self.fill(self._offers[(self._offers.index(self.text) + 1) % len(self._offers)])
+            return
+        found = self._complete(self.text)
+        if not found:
+            if not self.text.startswith("/"):
+                self.screen.focus_next()
+            return
+        common = join_common(found)
+        if len(common) > len(self.text):
+            self.fill(common)
+        elif len(found) > 1:
+            self._offers = found
+            self.fill(found[0])
+
+    def on_text_area_changed(self) -> None:
+        """Show what a command may become, below it."""
+        found = self._complete(self.text)
+        if self.text not in self._offers:
+            self._offers = []
+        offers = [line.rpartition(" ")[2] if " " in line.strip() else line.strip() for line in self._offers or found]
+        self.border_subtitle = "  ".join(offers).replace("[", "\\[") if self.text.startswith("/") else ""
+
+    def on_paste(self, event: events.Paste) -> None:
+        event.text = plain_text(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
-            event.prevent_default()
-            event.stop()
-            self.last = self.text.strip() or self.last
-            self.post_message(self.Submitted(self.text))
-        elif event.key == "ctrl+j":
-            event.prevent_default()
-            event.stop()
-            self.insert("\n")
-        elif event.key == "up" and not self.text and self.last:
+        if event.key == "up" and not self.text and self.last:
             event.prevent_default()
             event.stop()
             self.fill(self.last)

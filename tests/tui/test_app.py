@@ -181,6 +181,8 @@ async def test_errors_of_the_worker_reach_the_screen() -> None:
         await ask(app, pilot, "x" * 100)
         await settle(app, pilot)
         assert "send a shorter message" in transcript(app)[-1][1]
+        assert len(transcript(app)) == 1 and app.query_one(PromptArea).text == "x" * 100, "to be made shorter"
+        app.query_one(PromptArea).clear()
         app.session._engine.model.scripts = []
         await ask(app, pilot, "go")
         await settle(app, pilot)

@@ -1,0 +1,74 @@
+"""Sessions for the chat: with a trained model of this machine, or with a server. Only the first loads torch."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from nanochat.cli.options import Invocation
+from nanochat.errors import MissingError, UsageError
+from nanochat.paths import TRAIN_STAGES, Workspace
+
+KEY_VARIABLE = "NANOCHAT_API_KEY"
+
+
+class LocalModels:
+    """The trained models of a workspace, for `/model`."""
+
+    def __init__(self, workspace: Workspace, device: str) -> None:
+        self.workspace, self.device = workspace, device
+
+    def list_names(self) -> list[str]:
+        """The newest checkpoint of each stage of each run, the newest run last."""
+        found = []
+        for run in self.workspace.list_runs():
+            stages = [(stage, run.stage(stage).steps()) for stage in TRAIN_STAGES]
+            found += [f"{run.name}/{stage}@{steps[-1]}" for stage, steps in stages if steps]
+        return found
+
+    def known_names(self) -> list[str]:
+        return self.list_names()
+
+    def open(self, name: str, session: Any) -> Any:
+        from nanochat.stages.assemble import build_session
+
+        found = self.workspace.resolve_model(self._check(name))
+        return build_session(found, self.device, params=session.params, system=session.system)
+
+    def _check(self, name: str) -> str:
+        """Raises MissingError with a guess where there is no such run."""
+        run, runs = name.partition("/")[0], [run.name for run in self.workspace.list_runs()]
+        near = difflib.get_close_matches(run, runs, n=1, cutoff=0.5)
+        if near and run not in runs and "/" not in name.partition("/")[2]:
+            raise MissingError(f"there is no run {run!r}", f"did you mean {near[0]}? /model lists them")
+        return name
+
+
+def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str) -> Any:
+    """Load the model, with the chat's own sampling where none is given. This is where torch is imported."""
+    from dataclasses import replace
+
+    from nanochat.engine.session import CHAT_SAMPLING
+    from nanochat.runtime import use_all_cores
+    from nanochat.stages.assemble import build_session
+
+    use_all_cores()
+    return build_session(model, device, params=replace(CHAT_SAMPLING, **sampling), system=system)
+
+
+def open_remote(
+    invocation: Invocation, url: str, key: str, model: str | None, sampling: Mapping[str, Any], system: str
+) -> tuple[Any, Any]:
+    """Ask a server for its models; a session with one of them, and all of them for `/model`."""
+    from nanochat.tui.client import Server
+    from nanochat.tui.remote import RemoteModels, RemoteParams, RemoteSession, find_model
+
+    if invocation.offline:
+        raise UsageError("--url needs a socket, and --offline opens none", "leave one of them out")
+    server = Server(url, key.strip())
+    if server.leaks_key:
+        invocation.console.say(f"the API key goes to {server.host} unencrypted: {server.url} is no https")
+    found = server.list_models()
+    session = RemoteSession(server, find_model(found, model), params=RemoteParams(**sampling), system=system)
+    more = f"; /model lists all {len(found)}" if len(found) > 1 and model is None else ""
+    invocation.console.say(f"model {session.name} at {server.url}{more}")
+    return session, RemoteModels(server, found)

@@ -1,0 +1,35 @@
+"""How the full screen looks. Colours are the theme's; what matters is told apart without them, too."""
+
+CSS = """
+#transcript { padding: 1 2 0 2; scrollbar-size-vertical: 1; }
+#transcript:focus { background-tint: $foreground 3%; }
+UserTurn { margin: 1 0 1 8; padding: 0 1; background: $boost; border-left: outer $accent; }
+AnswerText { margin: 0; padding: 0; background: transparent; }
+ToolCall { margin: 0 0 1 0; padding: 0 1; border: none; background: $panel; }
+ToolCall Static { color: $text-muted; }
+.note { color: $text-muted; margin: 0 0 1 0; }
+.error { color: $text-error; margin: 0 0 1 0; }
+PromptArea { height: auto; min-height: 3; max-height: 10; border: round $foreground 40%; }
+PromptArea:focus { border: round $accent; }
+#status { height: 1; padding: 0 2; color: $text-muted; }
+
+.low #transcript { padding: 0 1; }
+.low UserTurn { margin: 0 0 0 2; }
+.low PromptArea { max-height: 4; }
+.low #status { padding: 0 1; }
+.low Footer { display: none; }
+
+ModalScreen { align: center middle; }
+ModalScreen > Vertical {
+  width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1; border: round $accent; background: $surface;
+}
+ModalScreen OptionList { height: auto; max-height: 16; border: none; }
+ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
+ModalScreen Input:focus { border: none; background: $accent 30%; text-style: bold; }
+ModalScreen Horizontal { height: 1; }
+ModalScreen Label { width: 21; }
+HelpScreen VerticalScroll { height: auto; max-height: 100%; scrollbar-size-vertical: 1; }
+HelpScreen .topic { margin: 0 0 1 0; }
+
+.low ModalScreen > Vertical, ModalScreen.low > Vertical { width: 100%; max-height: 100%; }
+"""

@@ -1,0 +1,105 @@
+"""`nanochat chat` from the command line, with a server instead of a model."""
+
+import io
+import json
+
+import pytest
+
+from tests.cli.conftest import make_run
+from tests.tui.servers import error, foreign, text
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch):
+    def put(words: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(words))
+
+    return put
+
+
+def test_one_answer_of_a_server(nanochat) -> None:
+    with foreign(text("Hel", "lo.")) as server:
+        done = nanochat("chat", "--url", server.url, "-p", "Hi")
+    assert (done.code, done.out) == (0, "Hello.\n")
+    assert f"model one at {server.url}/v1" in done.err
+    assert server.asked[0]["messages"] == [{"role": "user", "content": "Hi"}] and "temperature" not in server.asked[0]
+
+
+def test_one_answer_as_json_with_chosen_numbers_and_a_pipe(nanochat, typed) -> None:
+    typed("a text\n")
+    with foreign(text("ok"), models=["one", "two"]) as server:
+        done = nanochat(
+            "chat", "two", "--url", server.url, "--json", "-p", "Sum up:", "--temperature", "0", "--seed", "3"
+        )
+    found = json.loads(done.out)
+    assert (found["model"], found["finish"], found["sampling"]) == ("two", "stop", {"temperature": 0.0, "seed": 3})
+    assert found["messages"][0]["content"] == "Sum up:\n\na text"
+    assert server.asked[0]["model"] == "two" and server.asked[0]["temperature"] == 0
+
+
+def test_lines_talk_to_a_server_list_its_models_and_switch(nanochat, typed, home) -> None:
+    typed("Hi\n/model\n/model tow\n/model two\nAgain\n/set top_k 5\n/raw\n/editor\n/theme\n/quit\n")
+    with foreign(text("first"), text("second"), models=["one", "two"]) as server:
+        done = nanochat("chat", "--url", server.url, "--plain")
+    assert done.code == 0 and done.out == "first\nsecond\n"
+    assert [body["model"] for body in server.asked] == ["one", "two"]
+    assert [message["content"] for message in server.asked[1]["messages"]] == ["Hi", "first", "Again"]
+    for said in (
+        "model one at",
+        "/model lists all 2",
+        "* one",
+        "did you mean two?",
+        "two answers from now on.",
+        "temperature off, top_k 5",
+        '"content": "second"',
+        "an editor needs a terminal",
+        "Lines have no theme.",
+    ):
+        assert said in done.err, said
+    assert "first" in nanochat("chats", "show", "latest").out, "conversations with servers are kept as well"
+
+
+def test_the_key_comes_from_the_environment_or_the_option(nanochat, monkeypatch) -> None:
+    with foreign(text("a"), text("b")) as server:
+        monkeypatch.setenv("NANOCHAT_API_KEY", "of-the-environment\n")
+        nanochat("chat", "--url", server.url, "-p", "Hi")
+        nanochat("chat", "--url", server.url, "-p", "Hi", "--api-key", "of-the-option")
+        keys = [headers["authorization"] for headers in server.headers]
+    assert keys == ["Bearer of-the-environment", "Bearer of-the-option"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence", "hint"),
+    [
+        (["--url", "localhost:1"], 2, "does not begin with http://", "--url http://localhost:1"),
+        (["--url", "http://127.0.0.1:9"], 4, "cannot reach http://127.0.0.1:9/v1", "nanochat serve --port 9"),
+        (["--url", "http://127.0.0.1:9", "--offline"], 2, "--offline opens none", "leave one"),
+        (["--url", "http://127.0.0.1:9", "--device", "cpu"], 2, "computes where it likes", "nanochat chat --url"),
+        (["--api-key", "x"], 2, "--api-key is for a server", "--url"),
+        (["--url", "http://127.0.0.1:9", "--top-p", "2"], 2, "--top-p 2.0 is not in (0, 1]", "nanochat chat --help"),
+    ],
+)
+def test_what_does_not_work_with_a_server_is_said(nanochat, words, code: int, sentence: str, hint: str) -> None:
+    done = nanochat("chat", *words, "-p", "Hi")
+    assert done.code == code and sentence in done.err and hint in done.err
+
+
+def test_a_refusal_ends_one_answer_with_its_code(nanochat) -> None:
+    with foreign(error(429, "later", Retry_After="3")) as server:
+        done = nanochat("chat", "--url", server.url, "-p", "Hi")
+    assert done.code == 4 and done.out == "" and "wait 3 s" in done.err
+    with foreign(models=["one"]) as server:
+        done = nanochat("chat", "onee", "--url", server.url, "-p", "Hi")
+    assert done.code == 3 and "did you mean one?" in done.err
+
+
+def test_nothing_is_asked_in_a_dry_run(nanochat) -> None:
+    assert nanochat("chat", "--url", "http://127.0.0.1:9", "--dry-run").code == 0
+
+
+def test_wrong_settings_of_the_chat_are_said_before_a_model_is_loaded(nanochat, home) -> None:
+    make_run(home, "r", ("tokenizer", "base", "mid", "sft"))
+    (home / "chat.toml").write_text('[keys]\nregnerate = "f9"\n')
+    done = nanochat("chat", "r", "--plain")
+    assert done.code == 2 and "chat.toml:2: unknown action regnerate" in done.err
+    assert "did you mean regenerate?" in done.err
