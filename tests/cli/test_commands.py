@@ -329,6 +329,7 @@ def test_every_command_has_an_example(nanochat) -> None:
         "eval bpb",
         "tokenize encode",
         "runs ls",
+        "export hf",
     ):
         outcome = nanochat(*words.split(), "--help")
         assert outcome.code == 0 and f"Example: nanochat {words}" in outcome.out

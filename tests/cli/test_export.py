@@ -54,3 +54,10 @@ def test_a_model_that_is_not_there_is_said_before_anything_is_written(nanochat: 
     done = nanochat("export", "hf", "whole/rl", "--home", str(trained_home), "--out", "out")
     assert done.code == 3 and "has no checkpoint of stage 'rl'" in done.err and not Path("out").exists()
     assert nanochat("export", "hf").code == 3
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(nanochat: Call, trained_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("file/below", "x" * 300):
+        done = nanochat("export", "hf", "whole/sft", "--home", str(trained_home), "--out", out)
+        assert done.code == 4 and "cannot be written" in done.err, out
