@@ -1,7 +1,7 @@
 """`nanochat serve` as an untouched lm-evaluation-harness sees it, beside our own CORE scores of the same questions.
 
-    python -m venv /tmp/lmeval && /tmp/lmeval/bin/pip install 'lm-eval[api]' transformers
-    python benchmarks/serve_lm_eval.py BUNDLE MODEL /tmp/lmeval/bin/python [--tasks arc_easy,piqa] [--max-per-task 100]
+    python -m venv HARNESS && HARNESS/bin/pip install 'lm-eval[api]' transformers
+    python benchmarks/serve_lm_eval.py BUNDLE MODEL HARNESS/bin/python [--tasks arc_easy,piqa] [--max-per-task 100]
 
 Exports MODEL for its tokenizer, serves it in the type that `nanochat serve` chooses and in float32, and lets the
 harness's `local-completions` score CORE's multiple choice without examples: once with token ids, in batches, and once
