@@ -213,11 +213,11 @@ class Talks:
 
     async def take_in(self, text: str, name: str) -> list[str]:
         """Store the conversations of a file; returns their ids."""
-
-        def load() -> list[str]:
-            return [self.store.load(found, title=title) for found, title in parse_chats(text, name)]
-
-        chats = await self._do(load)
+        try:
+            found = await asyncio.to_thread(parse_chats, text, name)
+        except NanochatError as error:
+            raise ApiError(400, error.message) from error
+        chats = await self._do(lambda: [self.store.load(conversation, title=title) for conversation, title in found])
         self._tell_all({"event": "chats"})
         return chats
 
@@ -324,7 +324,8 @@ class Talks:
     def _save(self, running: Running) -> None:
         """Write what was said so far, in the store's thread; a failure is said at the end."""
         parts = list(running.growing.parts)
-        future = asyncio.ensure_future(self._do(lambda: self.store.write(running.message, parts)))
+        # Handed to the thread at once, so that the last write stays the last.
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self.store.write, running.message, parts)
         self._saves.add(future)
         future.add_done_callback(lambda done: (self._saves.discard(done), done.cancelled() or done.exception()))
 
@@ -380,4 +381,3 @@ class Talks:
             if version not in (None, found):
                 self._tell_all({"event": "chats"})
             version = found
-

@@ -3,13 +3,16 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import httpx
 import torch
 
+from nanochat.chats.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
 from nanochat.web.app import build_app
 from nanochat.web.build import build_service
@@ -43,6 +46,33 @@ class Serving:
         return httpx.post(self.url + path, json=body, timeout=30, **options)
 
 
+class AlphabetModel(torch.nn.Module):
+    """Says the letter of its place, a to z over and over, and never ends by itself; any number of slots.
+
+    An answer that is gone on with goes on with the next letter. seconds: a step takes. pace: clear it to hold it.
+    """
+
+    def __init__(self, seconds: float = 0.003, context: int = 4000) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(n_layer=1, n_head=1, n_kv_head=1, head_dim=2, context=context, vocab_size=265)
+        self.compute_dtype = torch.float32
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seconds, self.pace = seconds, threading.Event()
+        self.pace.set()
+
+    def hidden(self, ids, cache=None):
+        return torch.zeros(*ids.shape, 2)
+
+    def forward(self, ids, cache=None):
+        time.sleep(self.seconds)
+        self.pace.wait(20)
+        logits = torch.full((ids.shape[0], 1, 265), -1e9)
+        last = cache.positions[:, -1] if cache is not None else torch.tensor([ids.shape[1] - 1])
+        for row, place in enumerate(last.tolist()):
+            logits[row, 0, ord("a") + place % 26] = 0.0
+        return logits
+
+
 def tiny_model(context: int = 128) -> TinyModel:
     """Talks in random letters; ends an answer now and then."""
     model = TinyModel(vocab_size=TOKENIZER.vocab_size, context=context)
@@ -62,6 +92,8 @@ def serving(
     drain: float = 1.0,
     is_chat: bool = True,
     temperature: float = 0.0,
+    store: ChatStore | None = None,
+    port: int = 0,
 ) -> Iterator[Serving]:
     from nanochat.web import server as server_module
 
@@ -76,7 +108,7 @@ def serving(
         limits=limits,
         is_chat=is_chat,
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     port = listener.getsockname()[1]
     started = threading.Event()
     servers: list[server_module.Server] = []
@@ -87,7 +119,7 @@ def serving(
             servers.append(self)
 
     def run() -> None:
-        run_server(build_app(service, access), service, listener, drain, started.set, Kept)
+        run_server(build_app(service, access, store), service, listener, drain, started.set, Kept)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

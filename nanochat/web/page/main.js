@@ -14,6 +14,8 @@ const state = {
   chat: null, // {id, title, system, updated} of the conversation that is shown; null: a new one
   messages: [],
   running: null, // the id of the answer that is being said in it
+  asking: false, // a question is on its way that begins a conversation
+  isAtEnd: true, // the newest words are in sight
 };
 
 const settings = new Settings();
@@ -37,8 +39,7 @@ async function greet(server) {
 
 function lose() {
   warn("The connection to the server was lost. Trying again…", "connection");
-  state.running = null;
-  for (const message of state.messages) if (message.role === "assistant" && message.finish == null) message.finish = null;
+  state.running = null; // an answer that was being said is marked as one that was never finished
   redraw();
 }
 
@@ -200,20 +201,21 @@ function when(seconds) {
 
 // Run a change, and stay at the newest words if they were in sight.
 function keepAtEnd(change, toEnd = false) {
-  const log = $("log");
-  const wasAtEnd = toEnd || log.scrollHeight - log.scrollTop - log.clientHeight < 48;
+  const stays = toEnd || state.isAtEnd;
   change();
-  if (wasAtEnd) log.scrollTop = log.scrollHeight;
+  if (stays) $("log").scrollTop = $("log").scrollHeight;
   showDown();
 }
 
 function showDown() {
   const log = $("log");
-  $("down").hidden = log.scrollHeight - log.scrollTop - log.clientHeight < 120;
+  const below = log.scrollHeight - log.scrollTop - log.clientHeight;
+  state.isAtEnd = below < 48;
+  $("down").hidden = below < 120;
 }
 
 function showStats({ tokens, tokens_per_second: speed, first_seconds: first, context }) {
-  const said = [`${tokens} tokens`];
+  const said = [`· ${tokens} tokens`];
   if (speed) said.push(`${speed.toFixed(1)} tokens/s`);
   if (first != null) said.push(`first after ${first.toFixed(2)} s`);
   said.push(`${context.toLocaleString("en")} / ${state.server.max_context.toLocaleString("en")} of the context`);
@@ -353,6 +355,7 @@ $("side-open").onclick = openSide;
 $("side-close").onclick = closeSide;
 $("down").onclick = () => ($("log").scrollTop = $("log").scrollHeight);
 $("log").onscroll = showDown;
+new ResizeObserver(() => keepAtEnd(() => {})).observe($("log"));
 $("notice").querySelector("button").onclick = () => ($("notice").hidden = true);
 $("help-open").onclick = () => $("help").showModal();
 $("about-open").onclick = () => {

@@ -54,7 +54,7 @@ export class Settings {
   // Show what the server does where a field is empty.
   describe(server) {
     $("max_new_tokens").max = server.max_new_tokens;
-    for (const name of NUMBERS) $(name).placeholder = server.default[name] ?? (name === "seed" ? "another each time" : "off");
+    for (const name of NUMBERS) $(name).placeholder = server.default[name] ?? (name === "seed" ? "random" : "off");
     $("max_new_tokens").placeholder = Math.min(server.max_new_tokens, server.max_context);
   }
 
