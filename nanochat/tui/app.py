@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from textual import events, on
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from nanochat.chats.recorder import Recorder
 from nanochat.errors import NanochatError
@@ -24,12 +24,12 @@ from nanochat.tui.saving import save_conversation
 from nanochat.tui.style import CSS
 from nanochat.tui.threads import ThreadApp
 from nanochat.tui.transcript import Transcript, find_branch
-from nanochat.tui.widgets import PromptArea
+from nanochat.tui.widgets import KeyLine, PromptArea
 
 LOW_HEIGHT = 16
 """Rows below which the footer makes room for the conversation."""
 OF_PROMPT = ("send", "newline", "complete")
-"""Actions that are bound where the user types."""
+"""Actions of the prompt itself."""
 
 
 class ChatApp(ThreadApp):
@@ -68,12 +68,10 @@ class ChatApp(ThreadApp):
     def compose(self) -> ComposeResult:
         keys = show_keys(self.preferences.keys)
         yield Transcript()
-        yield PromptArea(
-            Completer(self.recorder, self.models).complete,
-            f"Ask something. {keys['send']} sends, {keys['help']} helps.",
-        )
+        hint = f"Ask here. {keys['send']} sends, {keys['help']} helps."
+        yield PromptArea(Completer(self.recorder, self.models).complete, self.preferences.keys, hint)
         yield Static(id="status", markup=False)
-        yield Footer()
+        yield KeyLine(self.preferences.keys)
 
     async def on_mount(self) -> None:
         changed = {name: keys for name, keys in self.preferences.keys.items() if keys != DEFAULT_KEYS[name]}

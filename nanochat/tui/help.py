@@ -1,5 +1,7 @@
 """The help: what the focused part of the screen is for, then keys as they are now, then commands."""
 
+from collections.abc import Callable
+
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
@@ -71,13 +73,10 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(), VerticalScroll():
-            yield Static(id="text", markup=False)
+            yield HelpText(self.describe)
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
-
-    def on_resize(self) -> None:
-        self.query_one("#text", Static).update(self.describe(min(86, self.app.size.width - 6)))
 
     def describe(self, width: int) -> str:
         """The whole text."""
@@ -91,6 +90,17 @@ class HelpScreen(ModalScreen[None]):
             f"The names: {', '.join(self.keymap)}.",
         ]
         return "\n\n".join(parts)
+
+
+class HelpText(Static):
+    """A text that is made for the width it has."""
+
+    def __init__(self, describe: Callable[[int], str]) -> None:
+        super().__init__(markup=False)
+        self._describe = describe
+
+    def on_resize(self) -> None:
+        self.update(self._describe(self.content_size.width))
 
 
 def find_topic(focused: Widget | None) -> str:

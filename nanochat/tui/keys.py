@@ -14,7 +14,7 @@ Keymap = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Action:
-    """keys: by default. label: in the footer, "" for none. what: for the help."""
+    """keys: by default. label: in the line of keys at the bottom, "" for none. what: for the help."""
 
     name: str
     keys: tuple[str, ...]
@@ -23,6 +23,7 @@ class Action:
 
 
 ACTIONS = (
+    Action("help", ("f1",), "Help", "this help"),
     Action("send", ("enter",), "", "send what is written"),
     Action("newline", ("ctrl+j", "alt+enter"), "", "break the line"),
     Action("complete", ("tab",), "", "complete a /command; else go on to the next part of the screen"),
@@ -39,10 +40,9 @@ ACTIONS = (
     Action("sampling", ("f3",), "Sampling", "numbers of sampling, system prompt"),
     Action("copy", ("f4",), "", "copy the answer"),
     Action("theme", ("f8",), "", "dark or light"),
-    Action("save", ("ctrl+s",), "Save", "save the conversation as a file"),
     Action("new", ("ctrl+n",), "New", "new conversation"),
-    Action("help", ("f1",), "Help", "this help"),
     Action("quit", ("ctrl+q", "ctrl+c"), "Quit", "leave"),
+    Action("save", ("ctrl+s",), "Save", "save the conversation as a file"),
 )
 DEFAULT_KEYS: Keymap = {action.name: action.keys for action in ACTIONS}
 
@@ -87,6 +87,14 @@ def show_key(key: str) -> str:
     ('Ctrl-R', 'F5', 'Esc')
     """
     return "-".join(SHOWN.get(part, part.capitalize()) for part in key.split("+"))
+
+
+def shorten_key(key: str) -> str:
+    """
+    >>> shorten_key("ctrl+r"), shorten_key("ctrl+f5")
+    ('^R', '^F5')
+    """
+    return show_key(key).replace("Ctrl-", "^")
 
 
 def show_keys(keymap: Keymap) -> dict[str, str]:

@@ -3,6 +3,7 @@
 CSS = """
 #transcript { padding: 1 2 0 2; scrollbar-size-vertical: 1; }
 #transcript:focus { background-tint: $foreground 3%; }
+UserTurn, AnswerText, ToolCall { max-width: 120; }
 UserTurn { margin: 1 0 1 8; padding: 0 1; background: $boost; border-left: outer $accent; }
 AnswerText { margin: 0; padding: 0; background: transparent; }
 ToolCall { margin: 0 0 1 0; padding: 0 1; border: none; background: $panel; }
@@ -12,12 +13,13 @@ ToolCall Static { color: $text-muted; }
 PromptArea { height: auto; min-height: 3; max-height: 10; border: round $foreground 40%; }
 PromptArea:focus { border: round $accent; }
 #status { height: 1; padding: 0 2; color: $text-muted; }
+#keys { height: 1; padding: 0 2; background: $panel; color: $foreground; link-style: none; link-color: $foreground; }
 
 .low #transcript { padding: 0 1; }
 .low UserTurn { margin: 0 0 0 2; }
 .low PromptArea { max-height: 4; }
 .low #status { padding: 0 1; }
-.low Footer { display: none; }
+.low #keys { display: none; }
 
 ModalScreen { align: center middle; }
 ModalScreen > Vertical {
@@ -28,8 +30,7 @@ ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
 ModalScreen Input:focus { border: none; background: $accent 30%; text-style: bold; }
 ModalScreen Horizontal { height: 1; }
 ModalScreen Label { width: 21; }
-HelpScreen VerticalScroll { height: auto; max-height: 100%; scrollbar-size-vertical: 1; }
-HelpScreen .topic { margin: 0 0 1 0; }
+HelpScreen VerticalScroll { height: auto; max-height: 100%; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
 
 .low ModalScreen > Vertical, ModalScreen.low > Vertical { width: 100%; max-height: 100%; }
 """

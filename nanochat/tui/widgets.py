@@ -3,22 +3,20 @@
 from collections.abc import Callable
 
 from textual import events
-from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import Collapsible, Markdown, Static, TextArea
 
 from nanochat.engine.decoding import plain_text
 from nanochat.tui.completion import join_common
+from nanochat.tui.keys import ACTIONS, Keymap, shorten_key
 
 
 class PromptArea(TextArea):
-    """Where the user types. Up in an empty prompt brings the last text back. complete: a line to what it may become."""
+    """Where the user types. Up in an empty prompt brings the last text back.
 
-    BINDINGS = [
-        Binding("enter", "submit", id="send", priority=True, show=False),
-        Binding("ctrl+j,alt+enter", "newline", id="newline", priority=True, show=False),
-        Binding("tab", "complete", id="complete", priority=True, show=False),
-    ]
+    complete: a line to what it may become. Keys are looked at here, in their order among the letters, and not by
+    bindings, which would be followed before letters that are still on their way.
+    """
 
     class Submitted(Message):
         def __init__(self, text: str) -> None:
@@ -26,21 +24,22 @@ class PromptArea(TextArea):
             self.text = text
 
     last = ""
-    title = ""
 
-    def __init__(self, complete: Callable[[str], list[str]], placeholder: str) -> None:
+    def __init__(self, complete: Callable[[str], list[str]], keymap: Keymap, placeholder: str) -> None:
         super().__init__(id="prompt", show_line_numbers=False, placeholder=placeholder)
         self._complete = complete
+        actions = {"send": self.submit, "newline": self.break_line, "complete": self.complete}
+        self._actions = {key: action for name, action in actions.items() for key in keymap[name]}
         self._offers: list[str] = []  # which Tab goes through
 
-    def action_submit(self) -> None:
+    def submit(self) -> None:
         self.last = self.text.strip() or self.last
         self.post_message(self.Submitted(self.text))
 
-    def action_newline(self) -> None:
+    def break_line(self) -> None:
         self.insert("\n")
 
-    def action_complete(self) -> None:
+    def complete(self) -> None:
         """Go as far as all completions agree, then through them; where there is none, on to the next widget."""
         if self.text in self._offers:
             self.fill(self._offers[(self._offers.index(self.text) + 1) % len(self._offers)])
@@ -62,24 +61,47 @@ class PromptArea(TextArea):
         found = self._complete(self.text)
         if self.text not in self._offers:
             self._offers = []
-        offers = [line.rpartition(" ")[2] if " " in line.strip() else line.strip() for line in self._offers or found]
+        offers = [line.rstrip().rpartition(" ")[2] for line in self._offers or found]
         self.border_subtitle = "  ".join(offers).replace("[", "\\[") if self.text.startswith("/") else ""
 
     def on_paste(self, event: events.Paste) -> None:
         event.text = plain_text(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     async def _on_key(self, event: events.Key) -> None:
+        action = self._actions.get(event.key)
         if event.key == "up" and not self.text and self.last:
-            event.prevent_default()
-            event.stop()
-            self.fill(self.last)
-        else:
+            action = self.recall
+        if action is None:
             await super()._on_key(event)
+            return
+        event.prevent_default()
+        event.stop()
+        action()
+
+    def recall(self) -> None:
+        self.fill(self.last)
 
     def fill(self, text: str) -> None:
         """Show a text to be changed, the cursor at its end."""
         self.text = text
         self.move_cursor(self.document.end)
+
+
+class KeyLine(Static):
+    """The most important keys as they are now, as many as fit; a click does what the key does."""
+
+    def __init__(self, keymap: Keymap) -> None:
+        super().__init__(id="keys")
+        self._entries = [(shorten_key(keymap[action.name][0]), action) for action in ACTIONS if action.label]
+
+    def on_resize(self) -> None:
+        room = self.content_size.width
+        shown = []
+        for key, action in self._entries:
+            room -= len(f"{key} {action.label}") + 2
+            if room >= -2:
+                shown.append(f"[@click=app.{action.name}][b]{key}[/b] {action.label}[/]")
+        self.update("  ".join(shown))
 
 
 class UserTurn(Static):
