@@ -4,6 +4,7 @@ Knows a conversation and nothing of models or files but the folder that conversa
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -170,17 +171,19 @@ class ChatApp(ThreadApp):
         if self.edit_text is None:
             self.notify("There is no editor here.")
             return
-        try:
-            with self.suspend():
+        text, error = None, "This terminal cannot be given to an editor."
+        with suppress(SuspendNotSupported), self.suspend():
+            try:  # inside: an exception that leaves `suspend` leaves the screen dark
                 text = self.edit_text(self.prompt.text)
-        except SuspendNotSupported:
-            self.notify("This terminal cannot be given to an editor.", severity="error")
-            return
-        except NanochatError as error:
-            self.notify(explain(error), severity="error", markup=False, timeout=10)
-            return
+            except NanochatError as failed:
+                error = explain(failed)
+            except Exception as bug:
+                error = f"{type(bug).__name__}: {bug}"
         self.prompt.focus()
-        self.prompt.fill(text)
+        if text is None:
+            self.notify(error, severity="error", markup=False, timeout=10)
+        else:
+            self.prompt.fill(text)
 
     async def action_previous(self) -> None:
         await self._step(-1)
@@ -192,7 +195,6 @@ class ChatApp(ThreadApp):
         if self._refuse_while_busy():
             return
         self.recorder.new()
-        self.first_token = 0.0
         await self._show_all()
 
     def action_help(self) -> None:
@@ -328,6 +330,7 @@ class ChatApp(ThreadApp):
     async def _show_all(self) -> None:
         """The conversation as it is now, from its beginning."""
         self._end_editing()
+        self.first_token = 0.0
         messages, path = self.session.history.messages, self.recorder.path
         await self.transcript.show_conversation(messages, path, self._others)
         self._show_status()
@@ -383,7 +386,8 @@ class ChatApp(ThreadApp):
 def describe_status(session: Any, first_token: float, busy: str) -> str:
     """The model, its context and its speed, the most important first. first_token: seconds, 0 where there was none."""
     limit = f" / {session.max_context:,}" if session.max_context else ""
-    parts = [session.name, f"{session.context_used:,}{limit} tokens"]
+    is_known = session.context_used or not session.history.messages  # a stored one is counted with the next question
+    parts = [session.name, f"{f'{session.context_used:,}' if is_known else '?'}{limit} tokens"]
     if busy:
         parts.append(busy)
     if session.tokens_per_second:

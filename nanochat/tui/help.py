@@ -9,7 +9,7 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 
-from nanochat.tui.commands import describe_commands, format_pairs
+from nanochat.tui.commands import NUMBERS, describe_commands, format_pairs
 from nanochat.tui.keys import Keymap, list_keys, show_keys
 from nanochat.tui.transcript import Transcript
 from nanochat.tui.widgets import PromptArea, ToolCall
@@ -57,9 +57,7 @@ TOPICS = {
         "Put before the first question of the conversations that begin from now on; this one keeps its own.",
     ),
 }
-NUMBER_HELP = (
-    " Enter takes the value, Tab goes on to the next, Esc closes. With a server, an empty field leaves it to it."
-)
+NUMBER_HELP = " Enter takes the value, Tab goes on, Esc closes. With a server, an empty field leaves it to the server."
 
 
 class HelpScreen(ModalScreen[None]):
@@ -81,6 +79,7 @@ class HelpScreen(ModalScreen[None]):
     def describe(self, width: int) -> str:
         """The whole text."""
         title, words = TOPICS[self.topic]
+        words += NUMBER_HELP if self.topic in NUMBERS else ""
         parts = [
             f"{title.upper()}\n{words.format(**show_keys(self.keymap))}",
             "Up and Down scroll this, Esc closes it.",

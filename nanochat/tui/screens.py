@@ -22,6 +22,7 @@ from nanochat.tui.commands import NUMBERS, explain, optional_numbers, set_number
 class ChatsScreen(ModalScreen[str | None]):
     """The list of conversations with a search; gives the id of the one that was chosen."""
 
+    AUTO_FOCUS = "Input"
     BINDINGS: ClassVar = [
         Binding("escape", "dismiss", "Close", priority=True),
         Binding("f2", "dismiss", "Close", priority=True, id="chats"),
@@ -88,6 +89,7 @@ class ChatsScreen(ModalScreen[str | None]):
 class SamplingScreen(ModalScreen[None]):
     """The numbers that answers are drawn with, and the system prompt of the next conversation."""
 
+    AUTO_FOCUS = "Input"
     BINDINGS: ClassVar = [
         Binding("escape", "dismiss", "Close", priority=True),
         Binding("f3", "dismiss", "Close", priority=True, id="sampling"),
@@ -101,7 +103,7 @@ class SamplingScreen(ModalScreen[None]):
         params, session = self.recorder.session.params, self.recorder.session
         optional = optional_numbers(params)
         unset = "the server's" if len(optional) == len(NUMBERS) else "off"
-        with Vertical(), VerticalScroll():
+        with Vertical(), VerticalScroll(can_focus=False):
             for name in NUMBERS:
                 value = getattr(params, name)
                 shown = "" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
