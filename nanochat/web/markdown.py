@@ -30,7 +30,9 @@ _CLEANER = nh3.Cleaner(
 
 
 def _keep_attribute(tag: str, name: str, value: str) -> str | None:
-    """Of classes only the language of a block of code."""
+    """Of classes only the language of a block of code, of links only whole addresses: none lead into this server."""
+    if name == "href":
+        return value if value.lower().startswith(("http://", "https://", "mailto:")) else None
     if name == "class":
         return value if value.startswith("language-") and value.isprintable() and " " not in value else None
     return value

@@ -4,6 +4,7 @@ An answer belongs to the windows that asked for it or showed it, and ends when t
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from nanochat.chats.export import export_chat, parse_chats
 from nanochat.chats.recorder import SAVE_SECONDS
 from nanochat.chats.store import ChatInfo, ChatStore, Finish, StoredMessage
 from nanochat.conversation import Message, Part, user
+from nanochat.engine.decoding import Piece
 from nanochat.engine.prompts import describe_unseen, fit_prompt
 from nanochat.errors import NanochatError
 from nanochat.web.errors import ApiError
@@ -22,6 +24,7 @@ from nanochat.web.service import Answer, Service
 from nanochat.web.shown import GrowingAnswer, show_chat, show_info
 from nanochat.web.wishes import Sampling
 
+LOG = logging.getLogger("nanochat.web")
 FLUSH_SECONDS = 0.04
 """Between two changes of an answer on the page."""
 LOOK_SECONDS = 2.0
@@ -35,7 +38,10 @@ T = TypeVar("T")
 
 @dataclass
 class Running:
-    """An answer that is being said. windows: those that it belongs to."""
+    """An answer that is being said. windows: those that it belongs to.
+
+    pieces: that came since the last change of the page; flush: what will show them. first, last: when tokens came.
+    """
 
     chat: str
     message: int
@@ -48,6 +54,8 @@ class Running:
     is_stopped: bool = False
     first: float = 0.0
     last: float = 0.0
+    pieces: list[Piece] = field(default_factory=list)
+    flush: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
@@ -270,27 +278,26 @@ class Talks:
         """Read an answer to its end, show it and write it down."""
         finish: Finish | None = None
         error = ""
-        flushed = saved = float("-inf")
-        pieces = []
+        saved = float("-inf")
         try:
             async for chunk in self.service.read(running.answer, (), running.arrived):
                 now = time.monotonic()
                 running.first, running.last = running.first or now, now
                 finish = chunk.finish
-                pieces += chunk.pieces
-                if pieces and (now - flushed > FLUSH_SECONDS or finish is not None):
-                    self._grow(running, pieces)
-                    flushed, pieces = now, []
+                running.pieces += chunk.pieces
+                if running.pieces and running.flush is None:
+                    self._grow(running)
+                    running.flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush, running)
                 if now - saved > SAVE_SECONDS and not self._saves:
                     self._save(running)
                     saved = now
         except ApiError as failed:
             error = failed.message
         except Exception as bug:
+            LOG.error("a bug", exc_info=bug)
             error = f"{type(bug).__name__}: {bug}"
         finally:
-            if pieces:
-                self._grow(running, pieces)
+            self._flush(running)
             await self._end(running, finish, error)
 
     async def _end(self, running: Running, finish: Finish | None, error: str) -> None:
@@ -314,8 +321,16 @@ class Talks:
         self._tell(chat, {**ended, "shown": shown, "notice": running.notice, "error": error})
         self._tell_all({"event": "chats"})
 
-    def _grow(self, running: Running, pieces: Sequence[Any]) -> None:
-        changes = running.growing.feed(pieces)
+    def _flush(self, running: Running) -> None:
+        """Show what came since the last change."""
+        if running.flush is not None:
+            running.flush.cancel()
+        running.flush = None
+        self._grow(running)
+
+    def _grow(self, running: Running) -> None:
+        changes = running.growing.feed(running.pieces)
+        running.pieces = []
         if changes:
             self._tell(
                 running.chat, {"event": "grew", "chat": running.chat, "message": running.message, "changes": changes}

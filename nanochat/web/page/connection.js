@@ -24,7 +24,7 @@ export class Connection {
 
   // One wish; gives what came of it, or throws an Error with the server's words.
   ask(what, fields = {}) {
-    if (this.socket?.readyState !== WebSocket.OPEN) return Promise.reject(new Error("There is no connection to the server."));
+    if (this.socket?.readyState !== WebSocket.OPEN) return Promise.reject(new Error("There is no connection to the server. Trying again…"));
     const id = this.number++;
     return new Promise((resolve, reject) => {
       this.pending.set(id, { resolve, reject });
@@ -68,8 +68,9 @@ export class Connection {
   #lose() {
     for (const { reject } of this.pending.values()) reject(new Error("The connection to the server was lost."));
     this.pending.clear();
-    if (this.isOpen) this.handlers.onClosed();
+    const wasOpen = this.isOpen;
     this.isOpen = false;
+    if (wasOpen) this.handlers.onClosed();
     if (this.needsKey) return;
     setTimeout(() => this.connect(), this.wait * (0.75 + Math.random() / 2));
     this.wait = Math.min(2 * this.wait, LONGEST_WAIT);

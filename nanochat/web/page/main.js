@@ -224,7 +224,7 @@ function showStats({ tokens, tokens_per_second: speed, first_seconds: first, con
 
 function warn(text, kind = "") {
   $("notice").hidden = false;
-  $("notice").dataset.kind = kind;
+  $("notice").dataset.kind = connection.isOpen ? kind : "connection"; // gone when it is back
   $("notice").firstChild.textContent = text;
 }
 
