@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat.cli.options import Invocation
 from nanochat.errors import MissingError, UsageError
-from nanochat.paths import TRAIN_STAGES, Workspace
+from nanochat.paths import RUN_NAME, TRAIN_STAGES, Workspace
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
@@ -37,9 +37,12 @@ class LocalModels:
     def _check(self, name: str) -> str:
         """Raises MissingError with a guess where there is no such run."""
         run, runs = name.partition("/")[0], [run.name for run in self.workspace.list_runs()]
-        near = difflib.get_close_matches(run, runs, n=1, cutoff=0.5)
-        if near and run not in runs and "/" not in name.partition("/")[2]:
-            raise MissingError(f"there is no run {run!r}", f"did you mean {near[0]}? /model lists them")
+        if run not in runs and RUN_NAME.fullmatch(run):
+            near = difflib.get_close_matches(run, runs, n=1, cutoff=0.5)
+            raise MissingError(
+                f"there is no run {run!r}",
+                f"did you mean {near[0]}? /model lists them" if near else "/model lists them",
+            )
         return name
 
 

@@ -91,10 +91,16 @@ class ChatApp(ThreadApp):
 
     def on_key(self, event: events.Key) -> None:
         """What is typed goes into the prompt, wherever the focus is."""
-        prompt = self.screen_stack[0].query_one(PromptArea)
-        if event.is_printable and event.character and len(self.screen_stack) == 1 and not prompt.has_focus:
-            prompt.focus()
-            prompt.insert(event.character)
+        if event.is_printable and event.character:
+            self._take(event.character)
+
+    def on_paste(self, event: events.Paste) -> None:
+        self._take(event.text)
+
+    def _take(self, text: str) -> None:
+        if len(self.screen_stack) == 1 and not self.prompt.has_focus:
+            self.prompt.focus()
+            self.prompt.take(text)
 
     @property
     def session(self) -> Any:
@@ -331,6 +337,7 @@ class ChatApp(ThreadApp):
         """The conversation as it is now, from its beginning."""
         self._end_editing()
         self.first_token = 0.0
+        self.prompt.focus()  # what had the focus may be gone
         messages, path = self.session.history.messages, self.recorder.path
         await self.transcript.show_conversation(messages, path, self._others)
         self._show_status()

@@ -193,6 +193,7 @@ class Server:
 
     def _explain_transport(self, error: httpx.HTTPError) -> NanochatError:
         reason = clean(str(error) or type(error).__name__, MAX_SAID)
+        reason = reason.replace("All connection attempts failed", "nothing answers there")  # several addresses
         if isinstance(error, httpx.TimeoutException):
             seconds = CONNECT_SECONDS if isinstance(error, httpx.ConnectTimeout) else SILENT_SECONDS
             return DataError(f"{self.url} said nothing for {seconds:.0f} s", "ask again, or see its own output")

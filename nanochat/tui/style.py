@@ -8,10 +8,13 @@ UserTurn { margin: 1 0 1 8; padding: 0 1; background: $boost; border-left: outer
 AnswerText { margin: 0; padding: 0; background: transparent; }
 AnswerText MarkdownHeader, AnswerText .header { color: $text-primary; }
 ToolCall { margin: 0 0 1 0; padding: 0 1; border: none; background: $panel; }
+ToolCall CollapsibleTitle { width: 1fr; height: auto; }
 ToolCall Static { color: $text-muted; }
 .note { color: $text-muted; margin: 0 0 1 0; }
 .error { color: $text-error; text-style: bold; margin: 0 0 1 0; }
-PromptArea { height: auto; min-height: 3; max-height: 10; border: round $foreground 40%; border-subtitle-color: $foreground; }
+PromptArea {
+  height: auto; min-height: 3; max-height: 10; border: round $foreground 40%; border-subtitle-color: $foreground;
+}
 PromptArea:focus { border: round $text-primary; }
 #status { height: 1; padding: 0 2; color: $text-muted; }
 #keys { height: 1; padding: 0 2; background: $panel; color: $foreground; link-style: none; link-color: $foreground; }
@@ -26,7 +29,8 @@ Toast { padding: 0 1; max-width: 70%; }
 
 ModalScreen { align: center middle; }
 ModalScreen > Vertical {
-  width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1; border: round $text-primary; background: $surface;
+  width: 90%; max-width: 90; height: auto; max-height: 90%; padding: 0 1;
+  border: round $text-primary; background: $surface;
 }
 ModalScreen OptionList { height: auto; max-height: 16; border: none; }
 ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
@@ -37,5 +41,7 @@ SamplingScreen VerticalScroll { height: auto; max-height: 100%; }
 ModalScreen .note, ModalScreen .error { margin: 0; }
 HelpScreen VerticalScroll { height: auto; max-height: 100%; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
 
-.low ModalScreen > Vertical, ModalScreen.low > Vertical { width: 100%; max-height: 100%; }
+ModalScreen.low > Vertical { width: 100%; max-height: 100%; }
+ChatsScreen.low > Vertical { height: 100%; }
+ChatsScreen.low OptionList { height: 1fr; max-height: 100%; }
 """

@@ -65,7 +65,13 @@ class PromptArea(TextArea):
         self.border_subtitle = "  ".join(offers).replace("[", "\\[") if self.text.startswith("/") else ""
 
     def on_paste(self, event: events.Paste) -> None:
-        event.text = plain_text(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        event.prevent_default()
+        event.stop()
+        self.take(event.text)
+
+    def take(self, text: str) -> None:
+        """Insert what was typed or pasted, without what could steer a terminal."""
+        self.insert(plain_text(text.replace("\r\n", "\n").replace("\r", "\n")))
 
     async def _on_key(self, event: events.Key) -> None:
         action = self._actions.get(event.key)

@@ -1,8 +1,10 @@
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
@@ -11,8 +13,11 @@ from nanochat.conversation import parse_conversation
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
 from nanochat.tui.app import ChatApp
+from nanochat.tui.client import Server
+from nanochat.tui.remote import RemoteModels, RemoteSession
 from nanochat.tui.widgets import AnswerText, PromptArea, ToolCall, UserTurn
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
+from tests.tui.servers import DONE, Reply, delta, error, foreign, text
 
 CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is **4**."]
 
@@ -217,3 +222,93 @@ async def test_the_screen_can_be_drawn() -> None:
         await settle(app, pilot)
         svg = app.export_screenshot()
     assert "Title" in svg and app.query(UserTurn) is not None and not list(app.query(ToolCall))
+
+
+async def test_what_is_pasted_is_cleaned_and_sent_only_by_enter() -> None:
+    app = app_of(["ok"])
+    async with app.run_test() as pilot:
+        prompt = app.query_one(PromptArea)
+        prompt.insert("x")
+        app.post_message(events.Paste("one\r\ntwo \x1b[31mred\x1b[0m \u202eleft\n"))
+        await pilot.pause()
+        assert prompt.text == "xone\ntwo red left\n" and transcript(app) == []
+        app.transcript.focus()
+        await pilot.pause()
+        app.post_message(events.Paste("!"))
+        await pilot.pause(0.1)
+        assert prompt.text == "xone\ntwo red left\n!" and prompt.has_focus
+
+
+async def test_typing_and_escape_lead_back_to_the_prompt() -> None:
+    app = app_of(CALL)
+    async with app.run_test() as pilot:
+        prompt = app.query_one(PromptArea)
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        await pilot.press("tab", "tab")
+        assert app.focused is not None and isinstance(app.focused.parent, ToolCall)
+        await pilot.press("enter")
+        assert not app.query_one(ToolCall).collapsed
+        await pilot.press("f1")
+        await pilot.pause()
+        assert "A TOOL CALL" in str(app.screen.query_one("HelpText", Static).render())
+        await pilot.press("escape", "escape")
+        await pilot.pause()
+        assert prompt.has_focus
+        await pilot.press("shift+tab", "shift+tab")
+        await pilot.pause()
+        assert app.focused is app.transcript
+        await pilot.press("f1")
+        await pilot.pause()
+        assert "THE CONVERSATION" in str(app.screen.query_one("HelpText", Static).render())
+        await pilot.press("f1", "a")
+        await pilot.pause()
+        assert prompt.has_focus and prompt.text == "a"
+
+
+async def test_ctrl_t_unfolds_and_folds_every_tool_call_and_pages_scroll() -> None:
+    app = app_of([*CALL, *CALL, "long\n\n" * 40])
+    async with app.run_test(size=(60, 20)) as pilot:
+        await pilot.press("ctrl+t")
+        assert any("no tool call" in note.message for note in app._notifications)
+        await ask(app, pilot, "go")
+        await settle(app, pilot)
+        await pilot.press("ctrl+t")
+        assert [call.collapsed for call in app.query(ToolCall)] == [False, False]
+        await pilot.press("ctrl+t")
+        assert [call.collapsed for call in app.query(ToolCall)] == [True, True]
+        app.transcript.scroll_end(animate=False, immediate=True)
+        await pilot.pause()
+        for key, is_end in (("pageup", False), ("pagedown", True)):
+            await pilot.press(key)
+            for _ in range(100):
+                await pilot.pause(0.02)
+                if (app.transcript.scroll_y == app.transcript.max_scroll_y) == is_end:
+                    break
+            assert (app.transcript.scroll_y == app.transcript.max_scroll_y) == is_end, key
+
+
+async def test_a_server_is_talked_to_on_the_full_screen_and_stopped() -> None:
+    hold = threading.Event()
+    with foreign(text("Hi"), Reply(parts=[delta(content="half"), DONE], hold=hold), error(500, "no")) as server:
+        at = Server(server.url)
+        session = RemoteSession(at, at.list_models()[0])
+        app = ChatApp(Recorder(session, None), Path(), RemoteModels(at, at.list_models()))
+        async with app.run_test() as pilot:
+            assert status(app) == "one   0 tokens"
+            await ask(app, pilot, "go")
+            await settle(app, pilot)
+            await ask(app, pilot, "more")
+            for _ in range(200):
+                if transcript(app)[-1] == ("answer", "half"):
+                    break
+                await pilot.pause(0.02)
+            await pilot.press("escape")
+            await settle(app, pilot)
+            assert transcript(app)[-2:] == [("answer", "half"), ("Note", "Stopped.")]
+            assert await asyncio.to_thread(server.gone.wait, 10)
+            await ask(app, pilot, "once more")
+            await settle(app, pilot)
+            assert "failed with status 500: no" in transcript(app)[-1][1]
+            assert app.query_one(PromptArea).text == "once more"
+            assert [kind for kind, _ in transcript(app)].count("UserTurn") == 2
