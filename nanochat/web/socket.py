@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from nanochat import __version__
 from nanochat.web import wishes
 from nanochat.web.errors import ApiError
-from nanochat.web.sse import WRITE_SECONDS
+from nanochat.web.sse import LOST, WRITE_SECONDS, within
 from nanochat.web.talks import Talks
 
 LOG = logging.getLogger("nanochat.web")
@@ -55,8 +55,8 @@ class Window:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             code = next((code for task in done if (code := task.result()) is not None), None)
             if code is not None and self.socket.application_state is WebSocketState.CONNECTED:
-                await asyncio.wait_for(self.socket.close(code), 1)
-        except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError, asyncio.TimeoutError):
+                await within(1, self.socket.close(code))
+        except (WebSocketDisconnect, RuntimeError, *LOST):
             pass  # it is gone
         finally:
             self.talks.leave(self.tell)
@@ -68,8 +68,9 @@ class Window:
         """Returns the code to close with; None where the other side closed."""
         while True:
             try:
-                message = await asyncio.wait_for(self.socket.receive(), None if self.is_known else HELLO_SECONDS)
-            except (TimeoutError, asyncio.TimeoutError):
+                receiving = self.socket.receive()
+                message = await (receiving if self.is_known else within(HELLO_SECONDS, receiving))
+            except asyncio.TimeoutError:
                 return POLICY
             if message["type"] == "websocket.disconnect":
                 return None
@@ -100,7 +101,7 @@ class Window:
             event = await self._waiting.get()
             if self._waiting.qsize() > MAX_WAITING:
                 return TRY_LATER
-            await asyncio.wait_for(self.socket.send_text(json.dumps(event)), WRITE_SECONDS)
+            await within(WRITE_SECONDS, self.socket.send_text(json.dumps(event)))
 
     def _check_key(self, wish: wishes.Wish) -> None:
         """Raises ApiError before the first hello, and for one with a wrong key."""

@@ -1,13 +1,42 @@
 """Server-sent events, with an end for readers that are too slow. Source: WHATWG HTML, "Server-sent events"."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+T = TypeVar("T")
 WRITE_SECONDS = 20.0
 """For a client to take one event: then it is dropped."""
+
+LOST = (OSError, TimeoutError, asyncio.TimeoutError)  # the last two are one from Python 3.11 on
+"""What a client that is gone, or too slow, comes to."""
+
+
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Await something; raises asyncio.TimeoutError where it takes longer.
+
+    asyncio.wait_for, before Python 3.12, loses a cancellation that comes as the work ends, and with it a slot.
+    """
+    task, is_late = asyncio.current_task(), False
+    assert task is not None
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if is_late:
+            raise asyncio.TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 class EventStream(Response):
@@ -26,8 +55,7 @@ class EventStream(Response):
                 pass
 
         async def write(data: bytes, more: bool = True) -> None:
-            message = {"type": "http.response.body", "body": data, "more_body": more}
-            await asyncio.wait_for(send(message), self.write_seconds)
+            await within(self.write_seconds, send({"type": "http.response.body", "body": data, "more_body": more}))
 
         async def run() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -38,7 +66,7 @@ class EventStream(Response):
         tasks = [asyncio.ensure_future(run()), asyncio.ensure_future(watch())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done() and (error := tasks[0].exception()) and not isinstance(error, (OSError, TimeoutError)):
+            if tasks[0].done() and (error := tasks[0].exception()) and not isinstance(error, LOST):
                 raise error
         finally:
             for task in tasks:

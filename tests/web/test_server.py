@@ -1,5 +1,6 @@
 """Who may ask, how much, and that every end frees its slot."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from nanochat.web.guard import Access
 from nanochat.web.service import Limits
+from nanochat.web.sse import within
 from tests.engine.fakes import ScriptedModel
 from tests.web.serving import Serving, serving, tiny_model
 
@@ -214,3 +216,18 @@ def test_metrics_count_what_happened(slow: Serving) -> None:
     assert values['nanochat_requests_total{path="other",status="404"}'] >= 1
     assert values["nanochat_tokens_total"] >= 3 and values["nanochat_first_token_seconds_count"] >= 1
     assert len(values) < 40
+
+
+async def test_a_cancellation_that_comes_as_the_work_ends_is_not_lost() -> None:
+    for step in range(3):
+        done = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(within(60, done))
+        for _ in range(step):
+            await asyncio.sleep(0)
+        done.set_result(None)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(asyncio.TimeoutError):
+        await within(0.01, asyncio.sleep(60))
+    assert await within(60, asyncio.sleep(0, "done")) == "done"
