@@ -9,7 +9,7 @@ from nanochat.chats.recorder import Recorder
 from nanochat.cli.chats import open_store
 from nanochat.cli.launch import read_environ, switch_colors_off
 from nanochat.cli.options import Invocation, check_utf8, command, read_utf8
-from nanochat.cli.sessions import KEY_VARIABLE, LocalModels, open_local, open_remote
+from nanochat.cli.sessions import BASE_NOTICE, KEY_VARIABLE, LocalModels, open_local, open_remote
 from nanochat.engine.bounds import BOUNDS
 from nanochat.errors import UsageError
 from nanochat.tui.commands import Models
@@ -70,9 +70,11 @@ def chat(
         go_on = None if go_on is None else store.find(go_on).id
     if found is not None:
         if found.stage == "base":
-            invocation.console.say(f"{found} is a base model: it continues text and has not learned to chat")
+            invocation.console.say(f"{found}: {BASE_NOTICE}")
         invocation.console.say(f"model {found}")
     if invocation.dry_run:
+        if url is not None:
+            invocation.console.say(f"would ask {url}")
         return 0
     is_talk = prompt is None and not invocation.as_json
     preferences = read_preferences(invocation.home / "chat.toml") if is_talk else None  # before a model is loaded

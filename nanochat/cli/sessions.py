@@ -9,6 +9,7 @@ from nanochat.errors import MissingError, UsageError
 from nanochat.paths import RUN_NAME, TRAIN_STAGES, Workspace
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
+BASE_NOTICE = "A base model continues text and has not learned to chat."
 
 
 class LocalModels:
@@ -32,7 +33,9 @@ class LocalModels:
         from nanochat.stages.assemble import build_session
 
         found = self.workspace.resolve_model(self._check(name))
-        return build_session(found, self.device, params=session.params, system=session.system)
+        other = build_session(found, self.device, params=session.params, system=session.system)
+        other.notice = BASE_NOTICE if found.stage == "base" else ""
+        return other
 
     def _check(self, name: str) -> str:
         """Raises MissingError with a guess where there is no such run."""

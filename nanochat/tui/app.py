@@ -392,9 +392,11 @@ class ChatApp(ThreadApp):
 
 def describe_status(session: Any, first_token: float, busy: str) -> str:
     """The model, its context and its speed, the most important first. first_token: seconds, 0 where there was none."""
+    parts = [session.name]
     limit = f" / {session.max_context:,}" if session.max_context else ""
     is_known = session.context_used or not session.history.messages  # a stored one is counted with the next question
-    parts = [session.name, f"{f'{session.context_used:,}' if is_known else '?'}{limit} tokens"]
+    if is_known or limit:
+        parts.append(f"{f'{session.context_used:,}' if is_known else '?'}{limit} tokens")
     if busy:
         parts.append(busy)
     if session.tokens_per_second:

@@ -59,7 +59,9 @@ class Models(Protocol):
         ...
 
     def open(self, name: str, session: Any) -> Any:
-        """A session with another model, with the numbers and the system prompt of this one. Raises NanochatError."""
+        """A session with another model, with the numbers and the system prompt of this one. Raises NanochatError.
+
+        Its notice is what should be known of the model."""
         ...
 
 
@@ -262,9 +264,10 @@ def _switch(recorder: Recorder, name: str, models: Models | None) -> Outcome:
         assert models is not None
         old = recorder.session
         new = models.open(name, old)
+        said = f"{new.name} answers from now on. {new.notice}".rstrip()
         new.load(old.history)
         recorder.session = new
-        return Outcome(f"{new.name} answers from now on.")
+        return Outcome(said)
 
     return Outcome(work=switch if name else list_all, note=f"Loading {name}." if name else "")
 

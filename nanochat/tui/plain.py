@@ -88,21 +88,27 @@ def join_prompt(prompt: str, piped: str) -> str:
 
 
 def write_answer(pieces: Iterable[Piece], write: Write) -> None:
-    """Stream pieces, tool calls as `[2+2 = 4]` (refused ones as `[2+]`), and end with a line break."""
+    """Stream pieces, tool calls as `[2+2 = 4]` (refused ones as `[2+]`), and end with a line break, also what an error
+    cuts off."""
     call, last = None, ""
-    for piece in pieces:
-        if piece.kind == "python_output":
-            last = f"[{call or ''} = {piece.text}]"
-            call = None
-        else:
-            if call is not None:
-                write(f"[{call}]")
+    try:
+        for piece in pieces:
+            if piece.kind == "python_output":
+                last = f"[{call or ''} = {piece.text}]"
                 call = None
-            if piece.kind == "python":
-                call = piece.text
-                continue
-            last = piece.text
-        write(last)
+            else:
+                if call is not None:
+                    write(f"[{call}]")
+                    call = None
+                if piece.kind == "python":
+                    call = piece.text
+                    continue
+                last = piece.text
+            write(last)
+    except NanochatError:
+        if last:
+            write("\n")
+        raise
     if call is not None:
         write(f"[{call}]")
         last = call

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from nanochat.cli.sessions import LocalModels
+from nanochat.errors import NanochatError
+from nanochat.paths import Workspace
 from tests.cli.conftest import make_run
-from tests.tui.servers import error, foreign, text
+from tests.tui.servers import Reply, delta, error, foreign, text
 
 
 @pytest.fixture
@@ -93,8 +96,20 @@ def test_a_refusal_ends_one_answer_with_its_code(nanochat) -> None:
     assert done.code == 3 and "did you mean one?" in done.err
 
 
+def test_an_answer_that_is_cut_ends_its_line(nanochat) -> None:
+    with foreign(Reply(parts=[delta(content="half")], cut=True)) as server:
+        done = nanochat("chat", "--url", server.url, "-p", "Hi")
+    assert (done.code, done.out) == (4, "half\n") and "broke" in done.err
+
+
+def test_a_key_is_never_repeated_in_a_hint(nanochat) -> None:
+    done = nanochat("chat", "--url", "localhost:8000", "--api-key", "s3cret", "-p", "Hi")
+    assert done.code == 2 and "nanochat chat --url http://localhost:8000" in done.err and "s3cret" not in done.err
+
+
 def test_nothing_is_asked_in_a_dry_run(nanochat) -> None:
-    assert nanochat("chat", "--url", "http://127.0.0.1:9", "--dry-run").code == 0
+    done = nanochat("chat", "--url", "http://127.0.0.1:9", "--dry-run")
+    assert done.code == 0 and "would ask http://127.0.0.1:9" in done.err
 
 
 def test_wrong_settings_of_the_chat_are_said_before_a_model_is_loaded(nanochat, home) -> None:
@@ -103,3 +118,20 @@ def test_wrong_settings_of_the_chat_are_said_before_a_model_is_loaded(nanochat, 
     done = nanochat("chat", "r", "--plain")
     assert done.code == 2 and "chat.toml:2: unknown action regnerate" in done.err
     assert "did you mean regenerate?" in done.err
+
+
+def test_trained_models_are_listed_and_a_mistyped_one_is_guessed(home) -> None:
+    make_run(home, "first", ("tokenizer", "base"))
+    make_run(home, "second", ("tokenizer", "base", "mid", "sft"))
+    models = LocalModels(Workspace(home), "cpu")
+    assert sorted(models.list_names()) == ["first/base@20", "second/base@20", "second/mid@20", "second/sft@20"]
+    for name, sentence, hint in (
+        ("frist/base", "there is no run 'frist'", "did you mean first?"),
+        ("zzz", "there is no run 'zzz'", "/model lists them"),
+        ("first/sft", "has no checkpoint of stage 'sft'", "nanochat train sft"),
+        ("first/base@7", "has no step 7, only 20", "nanochat runs show first"),
+        ("../x", "is not a name", "nanochat runs ls"),
+    ):
+        with pytest.raises(NanochatError) as raised:
+            models.open(name, None)
+        assert sentence in raised.value.message and hint in raised.value.hint, name
