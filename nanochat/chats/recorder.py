@@ -23,6 +23,8 @@ class Recorder:
 
     def __init__(self, session: Any, store: ChatStore | None, chat: str | None = None) -> None:
         self.session, self.store, self.chat = session, store, chat
+        self.system = session.system
+        """The system prompt of conversations that begin from now on."""
         self.path: tuple[StoredMessage, ...] = ()
         """The messages that are shown, whole turns; empty where nothing is kept."""
         if chat is not None:
@@ -39,7 +41,14 @@ class Recorder:
     def new(self) -> None:
         """Begin another conversation."""
         self.session.clear()
+        self.session.system = self.system
         self.chat, self.path = None, ()
+
+    def set_system(self, system: str) -> None:
+        """Choose the system prompt of conversations that begin from now on; one that has begun keeps its own."""
+        self.system = system
+        if not self.session.history.messages:
+            self.session.system = system
 
     def send(self, text: str) -> Iterator[Any]:
         """See ChatSession.send."""

@@ -22,6 +22,7 @@ from nanochat.tui.help import HelpScreen, find_topic
 from nanochat.tui.keys import ACTIONS, DEFAULT_KEYS, show_keys
 from nanochat.tui.preferences import THEMES, Preferences, list_themes
 from nanochat.tui.saving import save_conversation
+from nanochat.tui.status import describe_status
 from nanochat.tui.style import CSS
 from nanochat.tui.threads import ThreadApp
 from nanochat.tui.transcript import Transcript, find_branch
@@ -388,19 +389,3 @@ class ChatApp(ThreadApp):
     def _show_status(self) -> None:
         for status in self.screen_stack[0].query("#status").results(Static):  # none while the app closes
             status.update(describe_status(self.session, self.first_token, self._busy))
-
-
-def describe_status(session: Any, first_token: float, busy: str) -> str:
-    """The model, its context and its speed, the most important first. first_token: seconds, 0 where there was none."""
-    parts = [session.name]
-    limit = f" / {session.max_context:,}" if session.max_context else ""
-    is_known = session.context_used or not session.history.messages  # a stored one is counted with the next question
-    if is_known or limit:
-        parts.append(f"{f'{session.context_used:,}' if is_known else '?'}{limit} tokens")
-    if busy:
-        parts.append(busy)
-    if session.tokens_per_second:
-        parts.append(f"{session.tokens_per_second:.1f} tok/s")
-    if first_token:
-        parts.append(f"first after {first_token:.2f} s")
-    return "   ".join(parts)

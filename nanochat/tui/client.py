@@ -79,7 +79,7 @@ class Server:
         except httpx.HTTPError as error:
             raise self._explain_transport(error) from error
         if response.status_code != 200:
-            raise self.explain(read_refusal(response))
+            raise self.explain(read_refusal(response, response.content))
         try:
             rows = response.json()["data"]
             found = [ServedModel(row["id"], read_context(row)) for row in rows if isinstance(row["id"], str)]
@@ -160,12 +160,10 @@ class Server:
                 address = f"{self.url}/chat/completions"
                 async with client.stream("POST", address, content=data, headers=headers) as response:
                     kind = response.headers.get("content-type", "").partition(";")[0].strip()
-                    if response.status_code != 200 or kind == "application/json":
-                        await response.aread()
                     if response.status_code != 200:
-                        raise read_refusal(response)
+                        raise read_refusal(response, await self._read_whole(response))
                     if kind == "application/json":  # it streams nothing
-                        yield self._parse(response.text)
+                        yield self._parse((await self._read_whole(response)).decode("utf-8", "replace"))
                         return
                     if kind != "text/event-stream":
                         raise self._explain_foreign(response)
@@ -177,6 +175,14 @@ class Server:
         except httpx.HTTPError as error:
             raise self._explain_transport(error) from error
         raise DataError(f"{self.url} broke off in the middle of the answer", "/again asks once more")
+
+    async def _read_whole(self, response: httpx.Response) -> bytes:
+        body = b""
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_EVENT_BYTES:
+                raise DataError(f"{self.url} sends an answer without an end", "is it an OpenAI-compatible API?")
+        return body
 
     def _parse(self, text: str) -> dict[str, Any]:
         try:
@@ -228,10 +234,10 @@ def read_url(text: str) -> str:
     return str(url.copy_with(path=path, query=None, fragment=None))
 
 
-def read_refusal(response: httpx.Response) -> Refusal:
-    """OpenAI's envelope, or whatever stands in its place. The body has been read."""
+def read_refusal(response: httpx.Response, content: bytes) -> Refusal:
+    """OpenAI's envelope, or whatever stands in its place."""
     try:
-        body = response.json()
+        body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     error = body.get("error", body) if isinstance(body, dict) else None

@@ -175,8 +175,10 @@ def run_command(recorder: Recorder, name: str, rest: str, models: Models | None 
     if name == "editor":
         return Outcome(draft=rest)
     if name == "system":
-        session.system = rest
-        return Outcome("The next conversation has this system prompt." if rest else "No system prompt.")
+        recorder.set_system(rest)
+        begins = "; this one keeps its own" if session.history.messages else ""
+        what = "have this system prompt" if rest else "have no system prompt"
+        return Outcome(f"Conversations that begin from now on {what}{begins}.")
     return Outcome(session.raw() or "Nothing has been said yet.")
 
 
@@ -210,8 +212,8 @@ def set_number(recorder: Recorder, name: str, value: str) -> None:
         number: Any = None if is_off else NUMBERS[name](value)
         recorder.session.params = replace(recorder.session.params, **{name: number})
     except ValueError as error:
-        said = f"{error}" if f"{error}".startswith(name) else f"{value!r} is no number"
-        raise UsageError(f"{name}: {said}", f"/set {name} {_show(getattr(recorder.session.params, name))}") from error
+        said = f"{error}" if f"{error}".startswith(name) else f"{name}: {value!r} is no number"
+        raise UsageError(said, f"/set {name} {_show(getattr(recorder.session.params, name))}") from error
 
 
 def explain(error: NanochatError) -> str:

@@ -100,7 +100,7 @@ class SamplingScreen(ModalScreen[None]):
         self.recorder, self.changed = recorder, changed
 
     def compose(self) -> ComposeResult:
-        params, session = self.recorder.session.params, self.recorder.session
+        params = self.recorder.session.params
         optional = optional_numbers(params)
         unset = "the server's" if len(optional) == len(NUMBERS) else "off"
         with Vertical(), VerticalScroll(can_focus=False):
@@ -112,7 +112,7 @@ class SamplingScreen(ModalScreen[None]):
                     yield Input(shown, placeholder=unset if name in optional else "", id=name)
             with Horizontal():
                 yield Label("next system prompt")
-                yield Input(session.system, id="system")
+                yield Input(self.recorder.system, id="system")
             yield Static("Enter takes a value, Tab goes on, Esc closes.", id="hint", classes="note", markup=False)
 
     @on(Input.Submitted)
@@ -121,7 +121,7 @@ class SamplingScreen(ModalScreen[None]):
         hint, name = self.query_one("#hint", Static), event.input.id or ""
         try:
             if name == "system":
-                self.recorder.session.system = event.input.value
+                self.recorder.set_system(event.input.value)
             else:
                 set_number(self.recorder, name, event.input.value.strip())
         except NanochatError as error:

@@ -128,3 +128,19 @@ def test_a_conversation_deleted_meanwhile_is_said(store: ChatStore) -> None:
         say(recorder.send("b"))
     recorder.new()
     assert say(recorder.send("b")) == "two"
+
+
+def test_a_system_prompt_is_that_of_conversations_that_begin_later(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], ["two"], ["three"]), store)
+    recorder.set_system("Be brief.")
+    say(recorder.send("a"))
+    recorder.set_system("Be kind.")
+    assert recorder.session.system == "Be brief.", "this one has begun"
+    say(recorder.send("b"))
+    recorder.new()
+    say(recorder.send("c"))
+    assert sorted(info.system for info in store.list()) == ["Be brief.", "Be kind."]
+    recorder.open(next(info.id for info in store.list() if info.system == "Be brief."))
+    assert recorder.session.system == "Be brief."
+    recorder.new()
+    assert recorder.session.system == "Be kind."

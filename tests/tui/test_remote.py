@@ -119,6 +119,8 @@ def test_a_key_is_sent_and_a_wrong_one_is_said() -> None:
         (Reply(500, "text/html", [b"<html>\x1b[31m"]), DataError, "status 500: Internal Server Error", "ask again"),
         (Reply(parts=[b"data: {\n\n"]), DataError, "no JSON object", "OpenAI"),
         (Reply(parts=[b"data: " + b"[" * 100_000 + b"\n\n"]), DataError, "no JSON object", "OpenAI"),
+        (Reply(400, "text/plain", [b"x" * (9 << 20)]), DataError, "without an end", "OpenAI"),
+        (Reply(parts=[b"data: " + b"x" * (9 << 20)]), DataError, "without an end", "OpenAI"),
         (Reply(parts=[DONE[:5]]), DataError, "broke off in the middle", "/again"),
         (Reply(parts=[], cut=True), DataError, "broke", "/again"),
         (Reply(parts=[event(error={"message": "CUDA \x1b[31mon fire"})]), DataError, "gave up: CUDA on fire", "/again"),
