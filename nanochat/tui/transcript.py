@@ -12,22 +12,23 @@ from nanochat.conversation import Message
 from nanochat.engine.decoding import Piece, plain_text
 from nanochat.tui.widgets import AnswerText, Note, ToolCall, UserTurn
 
+MAX_TURNS = 40
+"""On the screen. With a hundred long ones a key takes a fifth of a second on a slow machine."""
+
 
 class Transcript(VerticalScroll):
     """Turns of a user's message and what was answered. It scrolls with what is added."""
 
     def __init__(self) -> None:
         super().__init__(id="transcript")
+        self._num_hidden = 0  # oldest turns that are not on the screen
         self._turns: list[list[Widget]] = []  # of each turn the user's message, then the answer and notes
         self._stream: MarkdownStream | None = None
         self._call: ToolCall | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._turns
-
     async def clear(self) -> None:
         self._turns.clear()
+        self._num_hidden = 0
         self._stream = self._call = None
         await self.remove_children()
 
@@ -35,15 +36,26 @@ class Transcript(VerticalScroll):
         """Whole turns, from the first one. path: as they are stored; empty where they are not. hint: how to see
         another branch."""
         await self.clear()
-        for turn, (asked, answered) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            await self.open_turn(asked.text, find_branch(path, 2 * turn))
+        turns = list(enumerate(zip(messages[::2], messages[1::2], strict=True)))
+        self._num_hidden = max(0, len(turns) - MAX_TURNS)
+        for turn, (asked, answered) in turns[self._num_hidden :]:
+            widgets: list[Widget] = [UserTurn(asked.text, find_branch(path, 2 * turn))]
             for part in answered.parts:
-                await self.show(Piece(part.kind, plain_text(part.text)))
-            await self.end_answer()
+                text, call = plain_text(part.text), widgets[-1]
+                if part.kind == "python_output" and isinstance(call, ToolCall):
+                    call.show_result(text)
+                elif part.kind == "text":
+                    widgets += [AnswerText(text)] if text else []
+                else:
+                    widgets.append(ToolCall(text))
             if branch := find_branch(path, 2 * turn + 1):
-                await self.note(f"answer {branch}; {hint}")
+                widgets.append(Note(f"answer {branch}; {hint}"))
             if len(path) > 2 * turn + 1 and path[2 * turn + 1].finish is None:
-                await self.note("This answer was never finished.")
+                widgets.append(Note("This answer was never finished."))
+            self._turns.append(widgets)
+        await self._say_hidden()
+        await self.mount_all([widget for widgets in self._turns for widget in widgets])  # at once: far faster
+        self.anchor()
 
     def fold(self) -> bool:
         """Unfold all tool calls, or fold them where all are open. Whether there are any."""
@@ -55,21 +67,20 @@ class Transcript(VerticalScroll):
 
     async def open_turn(self, text: str, branch: str = "") -> None:
         """Show a question; what follows is its answer."""
+        while len(self._turns) >= MAX_TURNS:
+            await self.remove_children(self._turns.pop(0))
+            self._num_hidden += 1
+        await self._say_hidden()
         self._turns.append([])
         await self._add(UserTurn(text, branch))
 
     async def remove_turns(self, first: int) -> None:
         """Take a turn and all after it away."""
-        for widgets in self._turns[first:]:
-            for widget in widgets:
-                await widget.remove()
-        del self._turns[first:]
-
-    async def remove_answer(self) -> None:
-        """Take the newest answer away and leave its question."""
-        for widget in self._turns[-1][1:]:
-            await widget.remove()
-        del self._turns[-1][1:]
+        place = max(0, first - self._num_hidden)
+        await self.remove_children([widget for widgets in self._turns[place:] for widget in widgets])
+        del self._turns[place:]
+        self._num_hidden = min(first, self._num_hidden)
+        await self._say_hidden()
 
     async def note(self, text: str, kind: str = "note") -> None:
         if not self._turns:
@@ -103,6 +114,13 @@ class Transcript(VerticalScroll):
     async def end_answer(self) -> None:
         await self.end_text()
         self._call = None
+
+    async def _say_hidden(self) -> None:
+        await self.query("#hidden").remove()
+        if self._num_hidden:
+            note = Note(f"{self._num_hidden} older turns are not on the screen; nanochat chats show has them.")
+            note.id = "hidden"
+            await self.mount(note, before=0)
 
     async def _add(self, widget: Widget) -> None:
         self._turns[-1].append(widget)

@@ -142,8 +142,8 @@ class ToolCall(Collapsible):
 class AnswerText(Markdown):
     """A stretch of an answer. Links are shown, never opened: a model wrote them."""
 
-    def __init__(self) -> None:
-        super().__init__(open_links=False)
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text, open_links=False)
 
 
 def _as_title(text: str) -> str:

@@ -11,6 +11,7 @@ from nanochat.chats.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
 from nanochat.tui.app import ChatApp
+from nanochat.tui.transcript import MAX_TURNS
 from nanochat.tui.widgets import Note, PromptArea
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
 from tests.tui.test_app import ask, settle, transcript
@@ -191,3 +192,24 @@ async def test_an_answer_that_was_never_finished_says_so(store: ChatStore) -> No
         await asyncio.sleep(0)
         await pilot.pause()
         assert notes(app) == ["This answer was never finished."]
+
+
+async def test_of_a_long_conversation_the_newest_turns_are_on_the_screen(store: ChatStore) -> None:
+    app = kept_app(store, *(f"a{i}" for i in range(MAX_TURNS + 4)))
+    for i in range(MAX_TURNS + 1):
+        list(app.recorder.send(f"q{i}"))
+    async with app.run_test() as pilot:
+        await pilot.pause()
+        assert notes(app)[0].startswith("1 older turns are not on the screen")
+        assert texts(app)[:2] == ["q1", "a1"] and texts(app)[-1] == f"a{MAX_TURNS}"
+        await say(app, pilot, "more")
+        assert notes(app)[0] == "2 older turns are not on the screen; nanochat chats show has them."
+        assert texts(app)[0] == "q2" and len(texts(app)) == 2 * MAX_TURNS
+        await pilot.press("ctrl+r")
+        await settle(app, pilot)
+        assert texts(app)[-2:] == ["more", f"a{MAX_TURNS + 2}"] and texts(app)[0] == "q2"
+        await say(app, pilot, "/edit #1 first")
+        assert texts(app) == ["first", f"a{MAX_TURNS + 3}"] and not app.query("#hidden")
+        await pilot.press("ctrl+n")
+        await pilot.pause()
+        assert texts(app) == []
