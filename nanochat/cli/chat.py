@@ -110,8 +110,9 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
 
     if not invocation.color:
         switch_colors_off()
-    ChatApp(recorder, invocation.home / "chats", models, preferences, edit).run()
-    return 0
+    app = ChatApp(recorder, invocation.home / "chats", models, preferences, edit)
+    app.run()
+    return app.return_code or 0
 
 
 def answer_once(invocation: Invocation, session: Any, prompt: str) -> None:

@@ -3,6 +3,8 @@
 Knows a conversation and nothing of models or files but the folder that conversations are exported to.
 """
 
+import asyncio
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +84,8 @@ class ChatApp(ThreadApp):
         self.query_one(PromptArea).focus()
         await self._show_all()
         self.set_interval(0.25, self._show_status)
+        for number in (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ():
+            asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
 
     def on_resize(self, event: events.Resize) -> None:
         for screen in self.screen_stack:
@@ -264,6 +268,11 @@ class ChatApp(ThreadApp):
     async def action_quit(self) -> None:
         self.session.stop()
         self.exit()
+
+    def _end_by(self, number: int) -> None:
+        """Give the terminal back first, which a signal's own ending would not."""
+        self.session.stop()
+        self.exit(return_code=128 + number)
 
     async def _open_chat(self, chat: str | None) -> None:
         store = self.recorder.store

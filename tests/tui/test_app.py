@@ -1,5 +1,7 @@
 import asyncio
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -312,3 +314,18 @@ async def test_a_server_is_talked_to_on_the_full_screen_and_stopped() -> None:
             assert "failed with status 500: no" in transcript(app)[-1][1]
             assert app.query_one(PromptArea).text == "once more"
             assert [kind for kind, _ in transcript(app)].count("UserTurn") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_gives_the_terminal_back_and_keeps_what_was_said(number: int) -> None:
+    app = app_of(["abcdef"], pause_after=2)
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "go")
+        model = app.session._engine.model
+        await asyncio.to_thread(model.paused.wait, 10)
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.05)
+        model.resume.set()
+        await pilot.pause()
+    assert app.return_code == 128 + number
+    assert app.session.history.messages[1].text.startswith("abc")
