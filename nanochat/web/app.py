@@ -16,6 +16,7 @@ from nanochat.chats.store import ChatStore
 from nanochat.web.errors import ApiError, describe_error
 from nanochat.web.guard import Access, Guard
 from nanochat.web.openai import build_router
+from nanochat.web.openapi import describe_api
 from nanochat.web.pages import build_page_router
 from nanochat.web.service import Service
 from nanochat.web.socket import build_socket_router
@@ -47,6 +48,7 @@ def build_app(service: Service, access: Access | None = None, store: ChatStore |
 
     app = FastAPI(title="nanochat", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.talks = talks
+    app.openapi = lambda: describe_api(app)
     app.include_router(build_router(service))
     app.include_router(build_socket_router(talks, access.api_key))
     app.include_router(build_page_router())

@@ -36,6 +36,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 Text = Annotated[StrictStr, Field(max_length=1_000_000)]
 Token = Annotated[StrictInt, Field(ge=0)]
+Number = Annotated[float, Field(strict=True)]
+"""An integer is one too; true and "1" are not."""
 
 
 class Strict(BaseModel):
@@ -64,11 +66,11 @@ class ChatMessage(Strict):
 class Numbers(Strict):
     """How an answer is drawn; None leaves it to the server."""
 
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: StrictInt | None = Field(default=None, ge=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    temperature: Number | None = Field(default=None, ge=0, le=100)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    top_k: StrictInt | None = Field(default=None, ge=1, lt=2**31)
+    min_p: Number | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: Number | None = Field(default=None, gt=0, le=100)
     seed: StrictInt | None = None
 
 

@@ -70,6 +70,7 @@ export class Messages {
     item.classList.add("editing");
     item.querySelector(".body").after(form);
     field.focus();
+    item.scrollIntoView({ block: "nearest" });
   }
 
   #build(message) {
