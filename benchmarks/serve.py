@@ -120,7 +120,7 @@ def main() -> None:
     process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().strip().removesuffix("/v1")
+        url = process.stdout.readline().strip()
         asyncio.run(load(url, 1, 3, options.max_tokens, 0))  # warm up
         alone = asyncio.run(load(url, 1, ALONE_SECONDS, options.max_tokens, 0))
         asyncio.run(load(url, options.streams, 5, options.max_tokens, DROPPED))

@@ -145,15 +145,12 @@ def compare(task: CoreTask, items: list[CoreItem], model: GPT, tokenizer: Tokeni
 @contextmanager
 def serving(model: str, home: Path, dtype: torch.dtype) -> Iterator[str]:
     """`nanochat serve` on a free port, in a type that it would perhaps not choose itself."""
-    code = (
-        f"import sys, torch, nanochat.runtime as r; r.pick_dtype = lambda *_: ({dtype}, 'for a benchmark')\n"
-        "from nanochat.cli.main import main; sys.exit(main())"
-    )
-    words = [sys.executable, "-c", code, "serve", model, "--port", "0", "--home", str(home)]
+    words = [sys.executable, "-c", "import sys; from nanochat.cli.main import main; sys.exit(main())", "serve", model]
+    words += ["--port", "0", "--home", str(home), "--dtype", str(dtype).removeprefix("torch.")]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        yield server.stdout.readline().strip().removesuffix("/v1")
+        yield server.stdout.readline().strip()
     finally:
         server.terminate()
         server.wait()

@@ -12,6 +12,7 @@ from nanochat.cli.options import Invocation, command
 from nanochat.errors import UsageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DTYPES = ("auto", "float32", "bfloat16")
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
 
@@ -51,6 +52,7 @@ def serve(
     drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds that answers may go on at the end.")] = 20.0,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of the page's conversations.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Devices, each with an engine of its own.")] = 1,
 ) -> int:
     """Serve a model: a page to chat in, an OpenAI-compatible API, /health and /metrics.
@@ -66,6 +68,8 @@ def serve(
             f"--host {host} opens the model to the network, and there is no key",
             f"{KEY_VARIABLE}=... nanochat serve --host {host}  # or --no-api-key, if anyone may ask",
         )
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype} is none of {', '.join(DTYPES)}", "nanochat serve --dtype auto")
     found = invocation.workspace.resolve_model(model)
     invocation.console.say(f"model {found}")
     if invocation.dry_run:
@@ -84,7 +88,7 @@ def serve(
     from nanochat.web.service import Limits
 
     use_all_cores()
-    loaded = [load_model(found, place, pick_dtype("auto", place)[0]) for place in list_devices(device, gpus)]
+    loaded = [load_model(found, place, pick_dtype(dtype, place)[0]) for place in list_devices(device, gpus)]
     service = build_service(
         [each[0] for each in loaded],
         loaded[0][1],

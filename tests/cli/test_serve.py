@@ -1,6 +1,7 @@
 """`nanochat serve` as a command: what it refuses before a model is loaded, and how it ends."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
+from nanochat.chats.store import ChatStore
 from tests.cli.conftest import Outcome
+from tests.web.test_talk import Window
 
 Call = Callable[..., Outcome]
 CODE = "import sys; from nanochat.cli.main import main; sys.exit(main())"
@@ -51,7 +55,7 @@ def test_another_host_needs_a_key(trained_home: Path) -> None:
     assert "NANOCHAT_API_KEY=... nanochat serve --host 0.0.0.0" in err
     opened = start(trained_home, "--host", "0.0.0.0", NANOCHAT_API_KEY="k")
     assert opened.stdout is not None
-    port = opened.stdout.readline().strip().removesuffix("/v1").rpartition(":")[2]
+    port = opened.stdout.readline().strip().rpartition(":")[2]
     url = f"http://127.0.0.1:{port}"
     try:
         assert httpx.get(f"{url}/v1/models", headers={"Host": "my.machine"}).status_code == 401
@@ -85,8 +89,44 @@ def test_caches_that_do_not_fit_are_refused(trained_home: Path) -> None:
         (["--temperature", "-1"], 2, "--temperature -1.0 is not 0 or more"),
         (["--port", "99999"], 2, "'--port'"),
         (["--slots", "0"], 2, "'--slots'"),
+        (["--dtype", "fp8"], 2, "--dtype fp8 is none of auto, float32, bfloat16"),
     ],
 )
 def test_wrong_words_are_sentences(nanochat: Call, words: list[str], code: int, said: str) -> None:
     outcome = nanochat("serve", *words)
     assert outcome.code == code and said in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_kill_in_mid_reply_keeps_what_was_said(trained_home: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(trained_home / "runs", home / "runs")
+    seen: dict[int, str] = {}
+    chat = None
+    for number in range(3):
+        process = start(home)
+        assert process.stdout is not None
+        url = process.stdout.readline().strip().replace("http", "ws") + "/talk"
+        with connect(url) as connection:
+            page = Window(connection)
+            page.get("hello")
+            if chat is not None:
+                shown = page.get("open", chat=chat)
+                assert shown["running"] is None and len(shown["messages"]) == 2
+            wish = {
+                "chat": chat,
+                "parent": None,
+                "text": f"Story {number}",
+                "sampling": {"temperature": 2.0, "seed": 1},
+            }
+            asked = page.get("ask", **wish)
+            chat = asked["chat"]
+            page.wait("grew")
+            time.sleep(0.1)  # it is written down a moment after it is shown
+            process.kill()
+        process.wait()
+        store = ChatStore(home / "chats" / "chats.db")
+        seen[asked["message"]] = store.read(chat, asked["message"])[-1].message.text
+        for message, text in seen.items():
+            assert text and store.read(chat, message)[-1].message.text == text
+        store.close()
+    assert len(seen) == 3

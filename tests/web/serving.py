@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -94,11 +94,13 @@ def serving(
     temperature: float = 0.0,
     store: ChatStore | None = None,
     port: int = 0,
+    others: Sequence[torch.nn.Module] = (),
 ) -> Iterator[Serving]:
+    """others: models of further engines."""
     from nanochat.web import server as server_module
 
     service = build_service(
-        [model],
+        [model, *others],
         TOKENIZER,  # type: ignore[arg-type]
         "fake/sft@1",
         num_slots=slots,

@@ -231,3 +231,29 @@ async def test_a_cancellation_that_comes_as_the_work_ends_is_not_lost() -> None:
     with pytest.raises(asyncio.TimeoutError):
         await within(0.01, asyncio.sleep(60))
     assert await within(60, asyncio.sleep(0, "done")) == "done"
+
+
+def test_requests_are_spread_over_engines() -> None:
+    with serving(SlowModel(), slots=1, max_waiting=1, others=[SlowModel()]) as server:
+        one, two = server.service.pool.workers
+        threads = [threading.Thread(target=server.post, args=("/v1/completions", LONG)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert wait_until(lambda: (one.num_active, two.num_active) == (2, 2))
+        assert server.get("/health").json() | {"model": ""} == {"status": "ok", "model": "", "running": 2, "waiting": 2}
+        assert server.post("/v1/completions", LONG).status_code == 429
+        server.service.pool.cancel_all()
+        for thread in threads:
+            thread.join()
+
+
+def test_an_engine_that_is_gone_for_good_leaves_the_others() -> None:
+    class Breaking(SlowModel):
+        def forward(self, ids, cache=None):
+            self.config = None
+            raise RuntimeError("out of luck")
+
+    with serving(Breaking(), slots=2, others=[SlowModel()]) as server:
+        codes = [server.post("/v1/completions", {"prompt": [97]}).status_code for _ in range(4)]
+        assert codes == [500, 200, 200, 200]
+        assert server.get("/health").status_code == 200
