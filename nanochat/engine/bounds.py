@@ -1,14 +1,18 @@
 """What the numbers of sampling may be, for every face and without torch."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+MAX_FLOAT = sys.float_info.max
+"""An integer above it is less than infinity, and yet no number to compute with."""
+
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda x: 0 <= x < float("inf"), "0 or more"),
+    "temperature": (lambda x: 0 <= x <= MAX_FLOAT, "0 or more, and finite"),
     "top_k": (lambda x: x >= 1, "1 or more"),
     "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
     "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
-    "repetition_penalty": (lambda x: 0 < x < float("inf"), "above 0"),
+    "repetition_penalty": (lambda x: 0 < x <= MAX_FLOAT, "above 0, and finite"),
     "seed": (lambda x: 0 <= x < 2**63, "in [0, 2^63)"),
     "max_new_tokens": (lambda x: x >= 1, "1 or more"),
     "logprobs": (lambda x: x >= 0, "0 or more"),

@@ -266,7 +266,7 @@ class Engine:
             picked = torch.stack(rows)
         params = [slot.request.params for slot in slots]
         draws = [
-            0.0 if p.temperature == 0 else float(torch.rand((), generator=slot.generator))
+            0.0 if p.is_greedy else float(torch.rand((), generator=slot.generator))
             for p, slot in zip(params, slots, strict=True)
         ]
         for row, token in zip(free, sample_tokens(picked, params, draws), strict=True):

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from nanochat.engine.bounds import check_bounds
 
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+"""Numbers beyond these become 0 and infinity in float32, and what is divided by them no number at all."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -41,6 +44,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken; below TINY no other has a probability above 0."""
+        return self.temperature < TINY
 
 
 @dataclass(frozen=True)
@@ -72,22 +80,27 @@ def find_logprobs(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[T
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide positive and multiply negative logits (V,) of the tokens in `seen` (V,) bool by the penalty."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    """Divide positive and multiply negative logits (V,) of the tokens in `seen` (V,) bool by the penalty.
+
+    What comes out is finite, whatever the penalty.
+    """
+    penalty = min(max(penalty, TINY), HUGE)
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty).clamp_(-HUGE, HUGE)
+    return torch.where(seen, penalized, logits)
 
 
 def sample_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
     """Choose one token per row.
 
     logits: (B, V) float32, repetition already penalised. draws: B numbers in [0, 1), unused where the
-    temperature is 0.
+    parameters are greedy.
 
     >>> sample_tokens(torch.tensor([[0.0, 3.0, 1.0]]), [SamplingParams(temperature=0)], [0.5])
     [1]
     """
     groups: dict[tuple, list[int]] = {}
     for row, p in enumerate(params):
-        key = ("greedy",) if p.temperature == 0 else (p.temperature, p.top_k, p.top_p, p.min_p)
+        key = ("greedy",) if p.is_greedy else (p.temperature, p.top_k, p.top_p, p.min_p)
         groups.setdefault(key, []).append(row)
     chosen = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     for key, rows in groups.items():
@@ -109,11 +122,11 @@ def _sample_alike(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tens
     elif params.top_p is not None and params.top_p < 1:
         logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     # The largest logit is taken off first: a tiny temperature must not overflow to inf - inf.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(params.temperature, HUGE)
     probs = logits.softmax(dim=-1)
     if params.top_p is not None and params.top_p < 1:
         before = probs.cumsum(dim=-1) - probs
-        probs = probs.masked_fill(before >= params.top_p, 0.0)
+        probs = probs.masked_fill(before >= max(params.top_p, TINY), 0.0)
     if params.min_p is not None:
         probs = probs.masked_fill(probs < params.min_p * probs.amax(dim=-1, keepdim=True), 0.0)
     # Sums of 50,000 float32 lose the rare tokens; MPS has no float64.

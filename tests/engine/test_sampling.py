@@ -57,6 +57,40 @@ def test_rows_with_different_parameters_do_not_touch_each_other() -> None:
     assert sample_tokens(logits, options, draws) == alone
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-40, 1e-45, 1e-46, 1e-300, 5e-324])
+@pytest.mark.parametrize("other", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_a_temperature_of_nearly_nothing_takes_the_likeliest_token(temperature: float, other: dict) -> None:
+    params = SamplingParams(temperature=temperature, **other)
+    logits = torch.tensor([[-9.0, 1.0, 2.0, 0.5, -1.0], [0.0, 0.0, -40.0, 1e-3, 0.0]])
+    for draw in (0.0, 0.5, 1 - 2**-24):
+        assert sample_tokens(logits, [params] * 2, [draw] * 2) == [2, 3]
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1e308])
+def test_a_huge_temperature_makes_all_tokens_alike_but_those_that_cannot_be(temperature: float) -> None:
+    logits = torch.tensor([[float("-inf"), 5.0, -5.0, 0.0, float("-inf")]])
+    chosen = [sample_tokens(logits, [SamplingParams(temperature=temperature)], [draw])[0] for draw in (0.1, 0.5, 0.9)]
+    assert chosen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_p=1e-9), SamplingParams(top_p=5e-324), SamplingParams(min_p=1)])
+@pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2**-24])
+def test_the_narrowest_choice_is_the_likeliest_token(params: SamplingParams, draw: float) -> None:
+    assert sample_tokens(LOGITS.flip(0)[None], [params], [draw]) == [4]
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-46, 1e-38, 0.001, 1e30, 1e39, 1e308])
+@pytest.mark.parametrize("num_seen", [1, 3, 6])
+def test_any_penalty_leaves_numbers_to_choose_from(penalty: float, num_seen: int) -> None:
+    logits = torch.tensor([20.0, -20.0, 0.0, 3.0, -1e30, 1e30])
+    seen = torch.arange(6) < num_seen
+    penalized = penalize_repetition(logits, seen, penalty)
+    assert penalized.isfinite().all() and penalized[~seen].equal(logits[~seen])
+    for params in (SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=1e-30, top_p=0.5)):
+        (token,) = sample_tokens(penalized[None], [params], [0.5])
+        assert penalized[token] >= penalized.max() - (0 if params.temperature < 1 else 50)
+
+
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 @pytest.mark.parametrize("params", [SamplingParams(top_p=0.3), SamplingParams(min_p=0.9), SamplingParams()])
 def test_the_outermost_draws_never_reach_an_impossible_token(draw: float, params: SamplingParams) -> None:
@@ -76,6 +110,11 @@ def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign() 
     [
         {"temperature": -1},
         {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 10**400},
+        {"top_p": float("nan")},
+        {"repetition_penalty": float("inf")},
+        {"repetition_penalty": float("nan")},
         {"top_k": 0},
         {"top_p": 0},
         {"top_p": 1.1},
