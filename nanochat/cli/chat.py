@@ -103,7 +103,7 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
         from nanochat.tui.plain import run_plain
 
         if not sys.stdin.isatty():
-            return run_plain(recorder, _read_line, console.write, console.say, models)
+            return run_plain(recorder, _read_line, console.write, console.say, models, is_script=True)
         complete_in_readline(Completer(recorder, models).complete)
         return run_plain(recorder, input, console.write, console.say, models, edit)
     from nanochat.tui.app import ChatApp

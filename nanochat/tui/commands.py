@@ -88,22 +88,21 @@ class Outcome:
 def parse_command(line: str) -> tuple[str, str] | None:
     """The name and the rest of a command; None where the line is no command. `//x` is the text `/x`.
 
-    Raises UsageError where it looks like a command that was mistyped.
+    Raises UsageError for a command that is not there.
 
     >>> parse_command("/set top_k 5"), parse_command("/etc/hosts is a file"), parse_command("//new")
     (('set', 'top_k 5'), None, None)
     """
-    found = re.match(r"/([a-z]+)(?:\s+|$)(.*)", line.strip(), re.DOTALL)
+    found = re.match(r"/([a-zA-Z][\w-]*)(?:\s+|$)(.*)", line.strip(), re.DOTALL)
     if found is None:
         return None
     name, rest = found[1], found[2].strip()
     name = "quit" if name == "exit" else name
     if name in COMMANDS:
         return name, rest
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
-    if near:
-        raise UsageError(f"there is no /{name}; did you mean /{near[0]}?", f"//{name} sends it as text")
-    return None
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.7)
+    guess = f"; did you mean /{near[0]}?" if near else ""
+    raise UsageError(f"there is no /{name}{guess}", f"//{name} sends it as text")
 
 
 def as_text(line: str) -> str:

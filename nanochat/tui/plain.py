@@ -19,22 +19,25 @@ def run_plain(
     note: Write,
     models: Models | None = None,
     edit: Callable[[str], str] | None = None,
+    is_script: bool = False,
 ) -> int:
-    """Talk until the input ends; return the exit code.
+    """Talk until the input ends; return the exit code: 0, but of a script whose lines failed that of the last error.
 
     read: like input(): takes the prompt, returns a line, raises EOFError at the end. write: answers, streamed
     and flushed. note: one line about the conversation, such as help or an error. edit: opens an editor with a text and
-    returns what became of it; None without a terminal. Ctrl-C stops an answer and keeps its beginning; where no
+    returns what became of it; None without a terminal. is_script: nobody is there to see what failed. Ctrl-C stops an answer and keeps its beginning; where no
     answer is running it ends the loop.
     """
+    num_lines = num_failed = code = 0
     while True:
         try:
             line = read(PROMPT).strip()
         except (EOFError, KeyboardInterrupt):
             write("\n")
-            return 0
+            break
         if not line:
             continue
+        num_lines += 1
         recorder.session.notice = ""
         try:
             command = parse_command(line)
@@ -43,15 +46,20 @@ def run_plain(
             else:
                 outcome = run_command(recorder, *command, models)
                 if outcome.quits:
-                    return 0
+                    break
                 _follow(recorder, outcome, write, note, edit)
         except KeyboardInterrupt:
             write("\n")
             note("Stopped.")
         except NanochatError as error:
             note(explain(error))
+            num_failed, code = num_failed + 1, error.exit_code
         if recorder.session.notice:
             note(recorder.session.notice)
+    if not is_script or not num_failed:
+        return 0
+    note(f"{num_failed} of {num_lines} lines failed; the exit code {code} is that of the last of them.")
+    return code
 
 
 def _follow(recorder: Recorder, outcome: Outcome, write: Write, note: Write, edit: Callable[[str], str] | None) -> None:

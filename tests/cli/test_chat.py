@@ -44,7 +44,7 @@ def test_lines_talk_to_a_server_list_its_models_and_switch(nanochat, typed, home
     typed("Hi\n/model\n/model tow\n/model two\nAgain\n/set top_k 5\n/raw\n/editor\n/theme\n/quit\n")
     with foreign(text("first"), text("second"), models=["one", "two"]) as server:
         done = nanochat("chat", "--url", server.url, "--plain")
-    assert done.code == 0 and done.out == "first\nsecond\n"
+    assert done.code == 2 and done.out == "first\nsecond\n"
     assert [body["model"] for body in server.asked] == ["one", "two"]
     assert [message["content"] for message in server.asked[1]["messages"]] == ["Hi", "first", "Again"]
     for said in (
@@ -57,6 +57,7 @@ def test_lines_talk_to_a_server_list_its_models_and_switch(nanochat, typed, home
         '"content": "second"',
         "an editor needs a terminal",
         "Lines have no theme.",
+        "2 of 10 lines failed; the exit code 2 is that of the last of them.",
     ):
         assert said in done.err, said
     assert "first" in nanochat("chats", "show", "latest").out, "conversations with servers are kept as well"
@@ -94,6 +95,13 @@ def test_a_refusal_ends_one_answer_with_its_code(nanochat) -> None:
     with foreign(models=["one"]) as server:
         done = nanochat("chat", "onee", "--url", server.url, "-p", "Hi")
     assert done.code == 3 and "did you mean one?" in done.err
+
+
+def test_lines_from_a_pipe_that_all_fail_end_with_the_code_of_the_last(nanochat, typed) -> None:
+    typed("one\ntwo\n")
+    with foreign(error(400, "top_k is unknown"), error(503, "stopping")) as server:
+        done = nanochat("chat", "--url", server.url, "--plain", "--top-k", "5")
+    assert done.code == 4 and "2 of 2 lines failed; the exit code 4" in done.err
 
 
 def test_an_answer_that_is_cut_ends_its_line(nanochat) -> None:

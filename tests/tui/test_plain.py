@@ -32,8 +32,9 @@ class Terminal:
     def write(self, text: str) -> None:
         self.output += text
 
-    def run(self, session: ChatSession) -> int:
-        return run_plain(Recorder(session, None), self.read, self.write, self.notes.append)
+    def run(self, session: ChatSession, is_script: bool = False) -> int:
+        recorder = Recorder(session, None)
+        return run_plain(recorder, self.read, self.write, self.notes.append, is_script=is_script)
 
 
 def test_lines_are_answered_until_the_input_ends() -> None:
@@ -68,11 +69,11 @@ def test_ctrl_c_stops_the_answer_and_the_loop_goes_on() -> None:
 
 def test_commands_start_over_and_answer_again() -> None:
     session = session_of(["first"], ["second"], ["third"])
-    terminal = Terminal("/again", "one", "/again", "/new", "/help", "two", "/etc is a folder")
+    terminal = Terminal("/again", "one", "/again", "/new", "/help", "two", "/etc/hosts is a file")
     terminal.run(session)
     assert terminal.output == "first\nsecond\nthird\nfirst\n\n"
     assert terminal.notes[:2] == ["There is nothing to answer again.", "New conversation."]
-    assert [m.text for m in session.history.messages] == ["two", "third", "/etc is a folder", "first"]
+    assert [m.text for m in session.history.messages] == ["two", "third", "/etc/hosts is a file", "first"]
 
 
 def test_an_error_of_the_user_is_said_and_the_loop_goes_on() -> None:
@@ -80,6 +81,27 @@ def test_an_error_of_the_user_is_said_and_the_loop_goes_on() -> None:
     assert terminal.run(session_of(["ok"], context=50)) == 0
     assert "the context is 50 (send a shorter message)" in terminal.notes[0]
     assert terminal.output == "ok\n\n"
+
+
+@pytest.mark.parametrize("line", ["/foo", "/foo is this", "/tmp", "/Help me", "/x2", "/go-on"])
+def test_a_command_that_is_not_there_is_refused_and_never_asked(line: str) -> None:
+    session = session_of(["ok"])
+    terminal = Terminal(line, "/" + line, "/etc/hosts is a file", "/5 of them", "/ alone", "/?")
+    assert terminal.run(session) == 0
+    name = line.split()[0]
+    assert terminal.notes[0].startswith(f"there is no {name}") and f"(/{name} sends it as text)" in terminal.notes[0]
+    asked = [message.text for message in session.history.messages if message.role == "user"]
+    assert asked == [line, "/etc/hosts is a file", "/5 of them", "/ alone", "/?"]
+
+
+@pytest.mark.parametrize("ending", ["/quit", EOFError])
+def test_a_script_whose_lines_failed_ends_with_the_code_of_the_last_one_and_says_so(ending) -> None:
+    terminal = Terminal("x" * 100, "short", "", "/foo", ending)
+    assert terminal.run(session_of(["ok"], context=50), is_script=True) == 2
+    lines = 3 if ending is EOFError else 4
+    assert terminal.notes[-1] == f"2 of {lines} lines failed; the exit code 2 is that of the last of them."
+    terminal = Terminal("short", "/help", ending)
+    assert terminal.run(session_of(["ok"], context=50), is_script=True) == 0 and len(terminal.notes) == 1
 
 
 @pytest.mark.parametrize(
