@@ -112,22 +112,26 @@ def copy_run(
     run: Annotated[str, typer.Argument(help="The run to start from.")],
     name: Annotated[str, typer.Argument(help="The new run.")],
     until: Annotated[
-        Literal["tokenizer", "base", "mid", "sft", "rl"], typer.Option("--until", help="The last stage to take over.")
-    ] = "rl",
+        Literal["tokenizer", "base", "mid", "sft", "rl"] | None,
+        typer.Option("--until", help="The last stage to take over; default: the last that is finished."),
+    ] = None,
 ) -> None:
     """Make a new run with the finished stages of another, to try later ones again. Checkpoints take no room twice."""
     source, target = choose_run(invocation, run), invocation.workspace.run(name)
     if target.root.exists():
-        raise UsageError(f"run {name!r} exists already", f"nanochat runs copy {run} {name}-2 --until {until}")
-    stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if is_done(source, stage)]
-    if until not in stages:
-        raise MissingError(f"run {source.name!r} has no finished {until}", f"nanochat runs show {source.name}")
+        option = "" if until is None else f" --until {until}"
+        raise UsageError(f"run {name!r} exists already", f"nanochat runs copy {run} {name}-2{option}")
+    wanted = STAGES if until is None else STAGES[: STAGES.index(until) + 1]
+    stages = [stage for stage in wanted if is_done(source, stage)]
+    if not stages or until not in (None, stages[-1]):
+        what = until or "stage"
+        raise MissingError(f"run {source.name!r} has no finished {what}", f"nanochat runs show {source.name}")
     if invocation.dry_run:
         invocation.console.say(f"would make run {name} with {', '.join(stages)} of {source.name}")
         return
     write_copy(source, target, stages)
     invocation.console.say(f"run {name} has {', '.join(stages)} of {source.name}")
-    after = STAGES[STAGES.index(until) + 1 :]
+    after = STAGES[STAGES.index(stages[-1]) + 1 :]
     invocation.console.suggest(f"nanochat train {after[0]} --run {name}" if after else f"nanochat chat {name}")
 
 

@@ -35,15 +35,36 @@ def test_a_copy_has_the_stages_and_shares_the_weights(nanochat: Call, home: Path
     [
         (["none", "x"], 3, "there is no run 'none'"),
         (["r", "r"], 2, "run 'r' exists already"),
-        (["r", "x"], 3, "run 'r' has no finished rl"),
+        (["r", "x", "--until", "rl"], 3, "run 'r' has no finished rl"),
+        (["new", "x"], 3, "run 'new' has no finished stage"),
         (["r", "a/b", "--until", "sft"], 2, "is not a name"),
     ],
 )
 def test_what_cannot_be_copied(nanochat: Call, home: Path, words: list[str], code: int, said: str) -> None:
     make_run(home, "r", DONE)
+    make_run(home, "new")
     outcome = nanochat("runs", "copy", *words)
     assert outcome.code == code and said in outcome.err
-    assert [path.name for path in Workspace(home).runs.iterdir()] == ["r"]
+    assert sorted(path.name for path in Workspace(home).runs.iterdir()) == ["new", "r"]
+
+
+@pytest.mark.parametrize(
+    ("done", "next_command"),
+    [
+        (DONE, "nanochat train rl --run x"),
+        (DONE[:2], "nanochat train mid --run x"),
+        ((*DONE, "rl"), "nanochat chat x"),
+    ],
+)
+def test_without_a_stage_all_that_is_finished_is_copied(
+    nanochat: Call, home: Path, done: tuple[str, ...], next_command: str
+) -> None:
+    make_run(home, "r", done)
+    outcome = nanochat("runs", "copy", "r", "x")
+    assert outcome.code == 0 and f"run x has {', '.join(done)} of r" in outcome.err and next_command in outcome.err
+    assert not (Workspace(home).run("x").root / "rl").exists() or "rl" in done
+    again = nanochat("runs", "copy", "r", "x")
+    assert again.code == 2 and again.err.endswith("hint:  nanochat runs copy r x-2\n")
 
 
 def test_another_setting_of_a_trained_stage_names_the_copy_before_it(nanochat: Call, home: Path) -> None:
