@@ -17,6 +17,8 @@ from nanochat.processes import is_running
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 """What a disk does to us; any other error of the system is more likely a bug of ours."""
+MEND = "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`"
+CHOOSE_ANOTHER = "--out DIR  # another folder, where files can be written"
 MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room; then the same command again, or `nanochat resume`"
 
 
@@ -45,15 +47,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, hint: str = MEND) -> Iterator[Path]:
     """A temporary folder, which takes the place of `folder` once the block has ended well: whole or not at all.
 
     Where the block fails nothing is left; what a killed process left is removed by the next call. What stood there
     before is removed in the end, never earlier. Raises CapacityError where the disk is full and DataError where it
-    fails otherwise.
+    fails otherwise, with the hint.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    with disk_errors(folder.parent):
+    with disk_errors(folder.parent, hint):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.*"):
             pid, _, word = path.name.removeprefix(f".{folder.name}.").partition(".")
@@ -100,20 +102,20 @@ def check_space(folder: Path, needed_bytes: int, purpose: str) -> None:
         )
 
 
-def name_error(error: OSError, folder: Path) -> NanochatError:
-    """The sentence and the exit code for an error of the system: CapacityError for a full disk, else DataError."""
+def name_error(error: OSError, folder: Path, hint: str = MEND) -> NanochatError:
+    """The sentence and the exit code for an error of the system: CapacityError for a full disk, else DataError.
+
+    hint: what to do where the disk is not full.
+    """
     if error.errno in FULL:
         return CapacityError(f"the disk of {folder} is full: {error}", MAKE_ROOM)
-    return DataError(
-        f"{folder} cannot be written: {error}",
-        "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`",
-    )
+    return DataError(f"{folder} cannot be written: {error}", hint)
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, hint: str = MEND) -> Iterator[None]:
     """Turn errors of the system into those of `name_error`."""
     try:
         yield
     except OSError as error:
-        raise name_error(error, folder) from error
+        raise name_error(error, folder, hint) from error

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from nanochat.cli.options import Invocation, command, new_group
-from nanochat.disk import disk_errors, format_size
+from nanochat.disk import CHOOSE_ANOTHER, disk_errors, format_size
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath
 
@@ -31,7 +31,7 @@ def export_hf(
     found = invocation.workspace.resolve_model(model)
     invocation.console.say(f"model {found}")
     folder = (out or Path(name_folder(found))).expanduser().resolve()
-    with disk_errors(folder.parent):
+    with disk_errors(folder.parent, CHOOSE_ANOTHER):
         check_folder(folder, invocation.yes)
     if invocation.dry_run:
         invocation.console.show(f"would write {folder}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanochat import __version__
 from nanochat.checkpoint import load_checkpoint
-from nanochat.disk import check_space, new_folder, write_text
+from nanochat.disk import CHOOSE_ANOTHER, check_space, new_folder, write_text
 from nanochat.engine.session import CHAT_SAMPLING
 from nanochat.errors import CheckError
 from nanochat.manifest import hash_file, read_manifest
@@ -80,7 +80,7 @@ def export_hf(model_path: ModelPath, folder: Path, dtype: torch.dtype = torch.fl
     }
     metadata = {"format": "pt", "model": name, "nanochat": __version__, "tokenizer_sha256": tokenizer.hash}
     needed = sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES
-    with new_folder(folder) as temporary:
+    with new_folder(folder, CHOOSE_ANOTHER) as temporary:
         check_space(folder.parent, needed, f"an export of {name}")
         entry = write_tensors(temporary / WEIGHTS, tensors, metadata)
         for file, text in texts.items():

@@ -61,3 +61,6 @@ def test_a_place_that_cannot_be_written_is_a_sentence(nanochat: Call, trained_ho
     for out in ("file/below", "x" * 300):
         done = nanochat("export", "hf", "whole/sft", "--home", str(trained_home), "--out", out)
         assert done.code == 4 and "cannot be written" in done.err, out
+        assert f"hint:  nanochat export hf whole/sft --home {trained_home} --out DIR  # another folder" in done.err
+    outside = nanochat("export", "hf", "whole/sft", "--home", str(trained_home), "--out", "/proc/x")
+    assert outside.code == 4 and "/proc cannot be written" in outside.err and "--out DIR  # another" in outside.err
