@@ -25,8 +25,8 @@ def run_plain(
 
     read: like input(): takes the prompt, returns a line, raises EOFError at the end. write: answers, streamed
     and flushed. note: one line about the conversation, such as help or an error. edit: opens an editor with a text and
-    returns what became of it; None without a terminal. is_script: nobody is there to see what failed. Ctrl-C stops an answer and keeps its beginning; where no
-    answer is running it ends the loop.
+    returns what became of it; None without a terminal. is_script: nobody is there to see what failed. Ctrl-C stops an
+    answer and keeps its beginning; where no answer is running it ends the loop.
     """
     num_lines = num_failed = code = 0
     while True:
@@ -42,6 +42,9 @@ def run_plain(
         try:
             command = parse_command(line)
             if command is None:
+                if recorder.catch_up():
+                    note("The conversation went on in another program; it is now:")
+                    write(plain_text(write_turns(recorder)) + "\n")
                 write_answer(recorder.send(as_text(line)), write)
             else:
                 outcome = run_command(recorder, *command, models)
