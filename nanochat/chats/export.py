@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nanochat.chats.store import ChatInfo, StoredMessage
@@ -15,16 +16,16 @@ FORMATS = ("markdown", "json", "jsonl")
 def export_chat(chat: ChatInfo, path: Sequence[StoredMessage], form: str) -> str:
     """The current branch of a conversation. jsonl: one line that `nanochat data check` and custom tasks read.
 
-    Raises UsageError where a training example would have no answer.
+    A training example ends before the first answer that was stopped or cut: it would teach to stop there.
+    Raises UsageError where nothing is left of it.
     """
     messages = [stored.message for stored in path]
     if form == "markdown":
         return _write_markdown(chat, path)
     if form == "jsonl":
-        if len(messages) % 2:
-            messages = messages[:-1]  # a question without an answer teaches nothing
+        messages = messages[: count_whole(path)]
         if not messages:
-            raise UsageError(f"conversation {chat.id} has no answer yet", f"nanochat chats show {chat.id}")
+            raise UsageError(f"conversation {chat.id} has no whole answer yet", f"nanochat chats show {chat.id}")
         return json.dumps(_with_system(chat.system, messages), ensure_ascii=False) + "\n"
     about = {"id": chat.id, "title": chat.title, "created": chat.created, "updated": chat.updated}
     answers = [
@@ -38,29 +39,76 @@ def export_chat(chat: ChatInfo, path: Sequence[StoredMessage], form: str) -> str
     )
 
 
-def parse_chats(text: str, name: str) -> list[tuple[Conversation, str]]:
-    """Conversations with their titles, from json or jsonl as `export_chat` writes it. Raises DataError."""
+def count_whole(path: Sequence[StoredMessage]) -> int:
+    """Messages of whole turns: those before the first question without an answer that ended by itself."""
+    for place, stored in enumerate(path):
+        if stored.message.role == "assistant" and stored.finish != "stop":
+            return place - 1
+    return len(path) - len(path) % 2
+
+
+@dataclass(frozen=True)
+class ReadChat:
+    """A conversation from a file, with what `export_chat` says about it; system: its system prompt.
+
+    answers: of each answer its model, sampling and finish, where the file has them.
+    """
+
+    conversation: Conversation
+    title: str = ""
+    system: str = ""
+    answers: tuple[dict[str, Any], ...] = ()
+
+
+def parse_chats(text: str, name: str) -> list[ReadChat]:
+    """Conversations from json or jsonl as `export_chat` writes it, or as training data is. Raises DataError."""
+    text = text.removeprefix("\ufeff")
     try:
         whole = json.loads(text)
         rows: list[tuple[int, Any]] = [(1, row) for row in (whole if _is_many(whole) else [whole])]
+    except RecursionError:
+        raise DataError(f"{name}: nested too deep", f"nanochat data check {name}") from None
     except ValueError:
         rows = []
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{name}:{number}: no JSON: {error}", f"nanochat data check {name}") from error
     found = []
     for number, row in rows:
         try:
-            title = row.get("title", "") if isinstance(row, dict) else ""
-            found.append((parse_conversation(row), title if isinstance(title, str) else ""))
+            found.append(_read_chat(row))
         except ValueError as error:
             raise DataError(f"{name}:{number}: {error}", f"nanochat data check {name}") from error
     if not found:
         raise DataError(f"{name} holds no conversation", f"nanochat data check {name}")
     return found
+
+
+def _read_chat(row: Any) -> ReadChat:
+    """Raises ValueError."""
+    conversation, system = parse_conversation(row), ""
+    if not isinstance(row, dict):
+        row = {"messages": row}
+    if row["messages"][0]["role"] == "system":
+        system = row["messages"][0]["content"]
+        conversation = parse_conversation(row["messages"][1:])
+    title, answers = row.get("title"), row.get("answers")
+    known = tuple(_read_answer(answer) for answer in answers) if isinstance(answers, list) else ()
+    return ReadChat(conversation, title if isinstance(title, str) else "", system, known)
+
+
+def _read_answer(value: Any) -> dict[str, Any]:
+    """What a file says about an answer; what is of another kind is left out."""
+    value = value if isinstance(value, dict) else {}
+    finish, model, sampling = (value.get(name) for name in ("finish", "model", "sampling"))
+    return {
+        "finish": finish if finish in ("stop", "length", "cancelled", None) else "stop",
+        "model": model if isinstance(model, str) else "",
+        "sampling": sampling if isinstance(sampling, dict) else {},
+    }
 
 
 def _is_many(value: Any) -> bool:
@@ -83,14 +131,18 @@ def _write_markdown(chat: ChatInfo, path: Sequence[StoredMessage]) -> str:
     for stored in path:
         who = "You" if stored.message.role == "user" else stored.model or "Assistant"
         lines += [f"## {who}", "", write_parts(stored.message.parts), ""]
-        if stored.message.role == "assistant" and stored.finish != "stop":
-            lines += [
-                "*"
-                + {"length": "cut at its limit", "cancelled": "stopped"}.get(stored.finish or "", "unfinished")
-                + "*",
-                "",
-            ]
+        if end := describe_end(stored):
+            lines += [f"*{end}*", ""]
     return "\n".join(lines)
+
+
+def describe_end(stored: StoredMessage) -> str:
+    """What is to be said about how an answer ended; "" where it ended by itself, and for questions."""
+    if stored.message.role == "user" or stored.finish == "stop":
+        return ""
+    if stored.is_elsewhere:
+        return "being answered in another program"
+    return {"length": "cut at its limit", "cancelled": "stopped"}.get(stored.finish or "", "never finished")
 
 
 def write_parts(parts: Sequence[Part]) -> str:

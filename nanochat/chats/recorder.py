@@ -71,6 +71,16 @@ class Recorder:
             self.store.choose(self.chat, message)
             self._follow()
 
+    def catch_up(self) -> bool:
+        """Follow what another program added to this conversation; whether there was anything. Between answers only."""
+        if self.store is None or self.chat is None:
+            return False
+        found = self.store.read(self.chat)
+        if not found or [_state(one) for one in found] == [_state(one) for one in self.path]:
+            return False
+        self._follow()
+        return True
+
     def _record(self, pieces: Iterator[Any], turn: int, parent: int | None, text: str | None) -> Iterator[Any]:
         """text: the question; None answers the one of this turn again."""
         parts: list[Part] = []
@@ -89,6 +99,8 @@ class Recorder:
                 yield piece
         finally:
             pieces.close()  # type: ignore[attr-defined]  # a generator: its turn enters the session's history
+            if self.store is not None:
+                self.store.locks.release(answer)
             if self.store is not None and self.chat is not None:
                 if self.session.finish is None:  # refused, so that there is no such turn
                     self.store.discard(self.chat, first, before[1][-1].id if before[1] else None)
@@ -107,6 +119,7 @@ class Recorder:
         about = {"model": self.session.name, "sampling": asdict(self.session.params)}
         question = self.path[2 * turn].id if text is None else self.store.add(self.chat, parent, user(text))
         answer = self.store.add(self.chat, question, Message("assistant", ()), **about)
+        self.store.locks.hold(answer)
         return (answer if text is None else question), answer
 
     def _follow(self) -> None:
@@ -118,3 +131,8 @@ class Recorder:
             messages.append(Message("assistant", ()))
         whole = [m if m.parts else Message(m.role, (Part("text", ""),)) for m in messages]
         self.session.load(Conversation(tuple(whole))) if whole else self.session.clear()
+
+
+def _state(stored: StoredMessage) -> tuple[int, str | None, str]:
+    """What tells a message from what it was."""
+    return stored.id, stored.finish, stored.message.text

@@ -6,6 +6,7 @@ mode: readers never wait, writers wait for each other.
 """
 
 import json
+import os
 import secrets
 import sqlite3
 import time
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nanochat.chats.faults import find_inode, name_fault
+from nanochat.chats.locks import AnswerLocks
 from nanochat.conversation import Conversation, Message, Part
 from nanochat.errors import DataError, MissingError, UsageError
 
@@ -53,8 +56,8 @@ CREATE INDEX messages_of_chat ON messages(chat, parent);
 class StoredMessage:
     """A message with its place. siblings: ids of all that share its parent, itself among them, oldest first.
 
-    finish: of an answer; None while it is being written, or where its program was killed. sampling: what it was drawn
-    with.
+    finish: of an answer; None while it is being written, or where its program was killed. is_elsewhere: another program
+    is writing it now. sampling: what it was drawn with.
     """
 
     id: int
@@ -65,6 +68,7 @@ class StoredMessage:
     finish: str | None = None
     created: float = 0.0
     siblings: tuple[int, ...] = ()
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,35 +91,44 @@ class ChatStore:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self.locks = path, AnswerLocks(path)
+        self._inode: tuple[int, int] | None = None
         try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"timeout": WAIT_SECONDS, "isolation_level": None, "check_same_thread": False}
-            self._db = sqlite3.connect(path or ":memory:", **options)
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            with self._writing():
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in filter(str.strip, SCHEMA.split(";")):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._db = self._open()
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                with self._writing():
+                    (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                    if version == 0:
+                        for statement in filter(str.strip, SCHEMA.split(";")):
+                            self._db.execute(statement)
+                        self._db.execute(f"PRAGMA user_version = {VERSION}")
         except (OSError, sqlite3.Error) as error:
-            raise self._refuse(error) from error
+            raise name_fault(error, path) from error
+        self._inode = find_inode(path) if path is not None else None
         if version > VERSION:
             raise DataError(f"{path} was written by a newer nanochat (version {version})", "pip install -U nanochat")
+
+    def _open(self) -> sqlite3.Connection:
+        path, options = self.path, {"timeout": WAIT_SECONDS, "isolation_level": None, "check_same_thread": False}
+        if path is not None:
+            if path.exists() and not os.access(path.parent, os.W_OK) and not _has_log(path):
+                return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **options)  # to be read
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else is to read them
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(path or ":memory:", **options)
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
 
     def close(self) -> None:
         self._db.close()
 
     def create(self, system: str = "", title: str = "") -> str:
         """Begin a conversation; returns its id. It has no title until its first question gives it one."""
-        chat, now = secrets.token_hex(5), time.time()
         with self._writing():
-            self._db.execute("INSERT INTO chats VALUES (?, ?, ?, ?, ?, NULL)", (chat, title, system, now, now))
-        return chat
+            return self._create(system, title)
 
     def add(
         self,
@@ -128,25 +141,15 @@ class ChatStore:
         finish: Finish | None = None,
     ) -> int:
         """Add a message after another (None: at the root) and make it the current leaf; returns its id."""
-        now = time.time()
-        row = (chat, parent, message.role, _dump(message.parts), model, json.dumps(sampling or {}), finish, now)
         with self._writing():
-            if self._one("SELECT 1 FROM chats WHERE id = ?", chat) is None:
-                raise MissingError(f"conversation {chat} was deleted", "nanochat chats ls")
-            columns = "chat, parent, role, parts, model, sampling, finish, created"
-            cursor = self._db.execute(f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            title = make_title(message.text)
-            self._db.execute(
-                "UPDATE chats SET leaf = ?, updated = ?, title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
-                (cursor.lastrowid, now, title, chat),
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+            return self._add(chat, parent, message, model, sampling, finish)
 
     def write(self, message: int, parts: Sequence[Part], finish: Finish | None = None) -> None:
         """Replace what an answer says so far. Quietly nothing where its conversation was deleted meanwhile."""
         with self._writing():
             self._db.execute("UPDATE messages SET parts = ?, finish = ? WHERE id = ?", (_dump(parts), finish, message))
+            chat = "(SELECT chat FROM messages WHERE id = ?)"
+            self._db.execute(f"UPDATE chats SET updated = ? WHERE id = {chat}", (time.time(), message))
 
     def discard(self, chat: str, message: int, leaf: int | None) -> None:
         """Take back a message that was never answered, and show another leaf; a conversation without any goes too."""
@@ -226,14 +229,44 @@ class ChatStore:
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
-    def load(self, conversation: Conversation, system: str = "", title: str = "", model: str = "") -> str:
-        """Store a whole conversation as a new one; returns its id."""
-        chat = self.create(system, title)
-        parent = None
-        for message in conversation.messages:
-            finish: Finish | None = "stop" if message.role == "assistant" else None
-            parent = self.add(chat, parent, message, model=model, finish=finish)
+    def load(self, conversation: Conversation, system: str = "", title: str = "", answers: Sequence[Any] = ()) -> str:
+        """Store a whole conversation as a new one, or nothing of it; returns its id.
+
+        answers: of each answer a dictionary of model, sampling and finish; without them they are whole.
+        """
+        with self._writing():
+            chat, parent, number = self._create(system, title), None, 0
+            for message in conversation.messages:
+                about: dict[str, Any] = {}
+                if message.role == "assistant":
+                    about = answers[number] if number < len(answers) else {"finish": "stop"}
+                    number += 1
+                parent = self._add(
+                    chat, parent, message, about.get("model", ""), about.get("sampling"), about.get("finish")
+                )
         return chat
+
+    def _create(self, system: str, title: str) -> str:
+        chat, now = secrets.token_hex(5), time.time()
+        row = (chat, make_title(title), _storable(system), now, now)
+        self._db.execute("INSERT INTO chats VALUES (?, ?, ?, ?, ?, NULL)", row)
+        return chat
+
+    def _add(self, chat: str, parent: int | None, message: Message, model: str, sampling: Any, finish: Any) -> int:
+        if self._one("SELECT 1 FROM chats WHERE id = ?", chat) is None:
+            raise MissingError(f"conversation {chat} was deleted", "nanochat chats ls")
+        if parent is not None and self._one("SELECT 1 FROM messages WHERE id = ? AND chat = ?", parent, chat) is None:
+            raise MissingError(f"conversation {chat} has no message {parent}", f"nanochat chats show {chat}")
+        now, said = time.time(), _dump(message.parts)
+        row = (chat, parent, message.role, said, _storable(model), json.dumps(sampling or {}), finish, now)
+        columns = "chat, parent, role, parts, model, sampling, finish, created"
+        cursor = self._db.execute(f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._db.execute(
+            "UPDATE chats SET leaf = ?, updated = ?, title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
+            (cursor.lastrowid, now, make_title(message.text), chat),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     def _holds(self, chat: str, title: str, words: str) -> bool:
         if words in title.casefold():
@@ -245,9 +278,12 @@ class ChatStore:
         number, parent, role, parts, model, sampling, finish, created = row
         try:
             message = Message(role, tuple(Part(part["type"], part["text"]) for part in json.loads(parts)))
-            return StoredMessage(number, parent, message, model, json.loads(sampling), finish, created, siblings)
+            known = json.loads(sampling)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._refuse(error) from error
+            raise name_fault(error, self.path) from error
+        is_open = role == "assistant" and finish is None
+        elsewhere = is_open and self.locks.is_elsewhere(number)
+        return StoredMessage(number, parent, message, model, known, finish, created, siblings, elsewhere)
 
     def _one(self, query: str, *values: Any) -> Any:
         return self._db.execute(query, values).fetchone()
@@ -264,6 +300,11 @@ class ChatStore:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
+        if self._inode is not None and self.path is not None and find_inode(self.path) != self._inode:
+            raise DataError(
+                f"{self.path} was moved or removed while this program had it open; nothing more is kept",
+                "end it and start it again",
+            )
         try:
             self._db.execute(begin)
             try:
@@ -275,16 +316,12 @@ class ChatStore:
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise self._refuse(error) from error
+            raise name_fault(error, self.path) from error
 
     @property
     def version(self) -> int:
         """Another number after another program wrote to the file."""
         return self._one("PRAGMA data_version")[0]
-
-    def _refuse(self, error: Exception) -> DataError:
-        hint = f"mv {self.path} {self.path}.old  # a new one is made; or nanochat chat --no-history"
-        return DataError(f"the conversations in {self.path} cannot be used: {error}", hint)
 
 
 _MESSAGES = "SELECT id, parent, role, parts, model, sampling, finish, created FROM messages"
@@ -296,10 +333,21 @@ def make_title(text: str) -> str:
     >>> make_title("Tell me about  ducks\\nplease")
     'Tell me about ducks'
     """
-    line = " ".join(next(iter(text.strip().splitlines()), "").split())
+    line = " ".join(next(iter(_storable(text).strip().splitlines()), "").split())
     if len(line) <= MAX_TITLE:
         return line
     return line[: MAX_TITLE - 3].rsplit(" ", 1)[0] + "..."
+
+
+def _storable(text: str) -> str:
+    """Without half characters (lone surrogates), which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _has_log(path: Path) -> bool:
+    """Whether SQLite's log holds what the file itself does not yet."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def _dump(parts: Sequence[Part]) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from nanochat.chats.export import export_chat, parse_chats, write_parts
+from nanochat.chats.export import count_whole, describe_end, export_chat, parse_chats, write_parts
 from nanochat.chats.store import ChatInfo, ChatStore
 from nanochat.cli.console import format_table
-from nanochat.cli.options import Invocation, command, new_group
+from nanochat.cli.options import Invocation, command, new_group, read_utf8
 from nanochat.engine.decoding import plain_text
 from nanochat.errors import DataError, UsageError
 
@@ -29,9 +29,9 @@ def list_chats(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 50,
 ) -> None:
     """List conversations, the newest first."""
-    found = open_store(invocation).list(search, limit)
+    found = open_store(invocation).list(search, limit + 1)
     if invocation.as_json:
-        invocation.console.show_json([vars(info) for info in found])
+        invocation.console.show_json([vars(info) for info in found[:limit]])
         return
     if not found:
         what = f"no conversation holds {search!r}" if search else "no conversations yet; next:  nanochat chat"
@@ -44,9 +44,11 @@ def list_chats(
             info.num_messages,
             plain_text(info.title),
         )
-        for info in found
+        for info in found[:limit]
     ]
     invocation.console.show(format_table(rows, ("id", "changed", "messages", "title"), right=[2]))
+    if len(found) > limit:
+        invocation.console.say(f"the newest {limit} are shown; --limit shows more, --search finds older ones")
 
 
 @command(app, "show", "nanochat chats show latest")
@@ -63,7 +65,9 @@ def show(invocation: Invocation, chat: Chat) -> None:
         branches = (
             f"  ({stored.siblings.index(stored.id) + 1}/{len(stored.siblings)})" if len(stored.siblings) > 1 else ""
         )
-        invocation.console.show(plain_text(f"{who}{branches}\n{write_parts(stored.message.parts)}\n"))
+        end = describe_end(stored)
+        said = write_parts(stored.message.parts) + (f"\n({end})" if end else "")
+        invocation.console.show(plain_text(f"{who}{branches}\n{said}\n"))
 
 
 @command(app, "export", "nanochat chats export latest --format jsonl > good.jsonl")
@@ -79,7 +83,12 @@ def export(
     """Write a conversation, its current branch."""
     store = open_store(invocation)
     info = store.find(chat)
-    text = export_chat(info, store.read(info.id), form)
+    path = store.read(info.id)
+    text = export_chat(info, path, form)
+    if form == "jsonl" and count_whole(path) < len(path):
+        invocation.console.say(
+            f"{len(path) - count_whole(path)} messages left out, from a question whose answer was cut"
+        )
     if out is None:
         invocation.console.show(text.rstrip("\n"))
         return
@@ -95,21 +104,26 @@ def export(
 
 @command(app, "import", "nanochat chats import chats.jsonl")
 def import_file(
-    invocation: Invocation, file: Annotated[Path, typer.Argument(help="JSON, or a conversation a line.")]
+    invocation: Invocation, file: Annotated[Path, typer.Argument(help="JSON, or a conversation a line; - for stdin.")]
 ) -> None:
     """Take in conversations that were exported, or that follow the form of training data."""
+    is_pipe = str(file) == "-"
+    name = "stdin" if is_pipe else str(file)
     try:
-        found = parse_chats(file.read_text(encoding="utf-8"), str(file))
+        text = read_utf8(sys.stdin.read) if is_pipe else file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "iconv -t utf-8 FILE") from error
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
+    found = parse_chats(text, name)
     store = open_store(invocation)
-    ids = [store.load(conversation, title=title) for conversation, title in found]
+    ids = [store.load(chat.conversation, chat.system, chat.title, chat.answers) for chat in found]
     if invocation.as_json:
         invocation.console.show_json(ids)
     else:
-        invocation.console.say(f"took in {len(ids)} conversations; next:  nanochat chats ls")
+        invocation.console.say(
+            f"took in {len(ids)} conversation{'s' if len(ids) > 1 else ''}; next:  nanochat chats ls"
+        )
 
 
 @command(app, "rename", "nanochat chats rename latest 'About ducks'")

@@ -5,9 +5,9 @@ Knows a tokenizer and no model.
 
 from collections.abc import Sequence
 
-from nanochat.conversation import Conversation, Message, user
+from nanochat.conversation import Message, user
 from nanochat.errors import UsageError
-from nanochat.tokenizer.chat import Encoder, render, render_prompt
+from nanochat.tokenizer.chat import Encoder, render_message
 
 
 def fit_prompt(
@@ -20,26 +20,32 @@ def fit_prompt(
     earlier prompt left out already, so that its cache stays of use.
     Raises UsageError where the last turn alone does not fit.
     """
-    while True:
-        seen = list(messages[num_unseen:])
-        if system:
-            seen[0] = user(f"{system}\n\n{seen[0].text}")
-        conversation = Conversation(tuple(seen))
-        if seen[-1].role == "user":
-            prompt = render_prompt(tokenizer, conversation)
-        else:
-            prompt = render(tokenizer, conversation)[0][:-1]  # without its end
-        if len(prompt) + room <= max_context:
-            return prompt, num_unseen
-        if len(seen) <= 2:
-            if len(prompt) < max_context:
-                return prompt, num_unseen
-            what = "the message and the system prompt take" if system else "the message takes"
-            raise UsageError(
-                f"{what} {len(prompt)} tokens with its markers; the context is {max_context}",
-                "send a shorter message" + (", or choose a shorter system prompt" if system else ""),
-            )
-        num_unseen += 2
+    last = len(messages) - 1
+    if messages[last].role == "user":
+        first, after = last, [tokenizer.special_ids["<|assistant_start|>"]]
+    else:
+        first, after = last - 1, render_message(tokenizer, messages[last])[0][:-1]  # without its end
+
+    def begin_with(first: int) -> list[int]:
+        question = messages[first] if not system else user(f"{system}\n\n{messages[first].text}")
+        return [tokenizer.special_ids["<|bos|>"], *render_message(tokenizer, question)[0], *after]
+
+    prompt = begin_with(first)
+    if len(prompt) >= max_context:
+        what = "the message and the system prompt take" if system else "the message takes"
+        raise UsageError(
+            f"{what} {len(prompt)} tokens with its markers; the context is {max_context}",
+            "send a shorter message" + (", or choose a shorter system prompt" if system else ""),
+        )
+    # From the newest turn to older ones, so that a long conversation costs no more than what fits of it.
+    while first - 2 >= num_unseen:
+        for message in (messages[first], messages[first - 1]):
+            after = [*render_message(tokenizer, message)[0], *after]
+        longer = begin_with(first - 2)
+        if len(longer) + room > max_context:
+            break
+        prompt, first = longer, first - 2
+    return prompt, first
 
 
 def describe_unseen(num_unseen: int) -> str:

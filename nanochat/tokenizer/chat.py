@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from nanochat.conversation import Conversation
+from nanochat.conversation import Conversation, Message
 
 
 class Encoder(Protocol):
@@ -26,23 +26,31 @@ def render(tokenizer: Encoder, conversation: Conversation) -> tuple[list[int], l
     The mask is 1 on what the assistant must produce (its text, its tool calls with their delimiters and
     `<|assistant_end|>`) and 0 on the user, on `<|assistant_start|>` and on tool output.
     """
+    ids, mask = [tokenizer.special_ids["<|bos|>"]], [0]
+    for message in conversation.messages:
+        some_ids, some_mask = render_message(tokenizer, message)
+        ids += some_ids
+        mask += some_mask
+    return ids, mask
+
+
+def render_message(tokenizer: Encoder, message: Message) -> tuple[list[int], list[int]]:
+    """Ids and mask of one message, which do not depend on those before it."""
     special = tokenizer.special_ids
-    ids, mask = [special["<|bos|>"]], [0]
+    ids, mask = [special[f"<|{message.role}_start|>"]], [0]
 
     def append(pieces: list[int], value: int) -> None:
         ids.extend(pieces)
         mask.extend([value] * len(pieces))
 
-    for message in conversation.messages:
-        append([special[f"<|{message.role}_start|>"]], 0)
-        learned = int(message.role == "assistant")
-        for part in message.parts:
-            if part.kind == "text":
-                append(tokenizer.encode(part.text), learned)
-            else:
-                start, end, value = DELIMITERS[part.kind]
-                append([special[start], *tokenizer.encode(part.text), special[end]], value)
-        append([special[f"<|{message.role}_end|>"]], learned)
+    learned = int(message.role == "assistant")
+    for part in message.parts:
+        if part.kind == "text":
+            append(tokenizer.encode(part.text), learned)
+        else:
+            start, end, value = DELIMITERS[part.kind]
+            append([special[start], *tokenizer.encode(part.text), special[end]], value)
+    append([special[f"<|{message.role}_end|>"]], learned)
     return ids, mask
 
 

@@ -32,6 +32,8 @@ from nanochat.tui.widgets import KeyLine, PromptArea
 
 LOW_HEIGHT = 16
 """Rows below which the footer makes room for the conversation."""
+CATCH_UP_SECONDS = 2.0
+"""Between two looks at whether another program went on with the conversation."""
 OF_PROMPT = ("send", "newline", "complete")
 """Actions of the prompt itself."""
 
@@ -84,6 +86,7 @@ class ChatApp(ThreadApp):
         self.query_one(PromptArea).focus()
         await self._show_all()
         self.set_interval(0.25, self._show_status)
+        self.set_interval(CATCH_UP_SECONDS, self._catch_up)
         for number in (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ():
             asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
 
@@ -148,6 +151,8 @@ class ChatApp(ThreadApp):
                 self._end_editing()
                 self.prompt.clear()
                 await self._start(self.recorder.edit(turn, text), turn, text)
+            elif await self._catch_up():
+                self.notify("Nothing was sent: look at what was added, then send again.")
             else:
                 self.prompt.clear()
                 turn = len(self.session.history.messages) // 2
@@ -273,6 +278,19 @@ class ChatApp(ThreadApp):
         """Give the terminal back first, which a signal's own ending would not."""
         self.session.stop()
         self.exit(return_code=128 + number)
+
+    async def _catch_up(self) -> bool:
+        """Show what another program, such as the page, added to this conversation; whether it did."""
+        if self._busy or self._editing or len(self.screen_stack) > 1:
+            return False
+        try:
+            if not self.recorder.catch_up():
+                return False
+        except NanochatError:  # said where something is asked
+            return False
+        await self._show_all()
+        self.notify("The conversation went on in another program.")
+        return True
 
     async def _open_chat(self, chat: str | None) -> None:
         store = self.recorder.store

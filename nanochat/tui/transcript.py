@@ -51,7 +51,10 @@ class Transcript(VerticalScroll):
             if branch := find_branch(path, 2 * turn + 1):
                 widgets.append(Note(f"answer {branch}; {hint}"))
             if len(path) > 2 * turn + 1 and path[2 * turn + 1].finish is None:
-                widgets.append(Note("This answer was never finished."))
+                is_open = path[2 * turn + 1].is_elsewhere
+                widgets.append(
+                    Note("Being answered in another program." if is_open else "This answer was never finished.")
+                )
             self._turns.append(widgets)
         await self._say_hidden()
         await self.mount_all([widget for widgets in self._turns for widget in widgets])  # at once: far faster

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from nanochat import __version__
@@ -77,6 +78,10 @@ def build_app(service: Service, access: Access | None = None, store: ChatStore |
         what = f"{request.method} {request.url.path[:200]}"
         message = f"there is no {what} here" if error.status_code in (404, 405) else str(error.detail)
         return JSONResponse(describe_error(error.status_code, message), error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def forget(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(Exception)
     async def break_down(_: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ Host and Origin are checked against DNS rebinding and pages of other sites (OWAS
 browser sends both, and neither can be forged by a page.
 """
 
+import asyncio
 import json
 import secrets
 from collections.abc import Callable, Collection
@@ -13,8 +14,11 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.web.errors import ApiError
+from nanochat.web.sse import within
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY_SECONDS = 30.0
+"""For a client to send the next part of a body."""
 OPEN_PATHS = ("/", "/health", "/talk")
 """Answered without a key, as all below /page/ is: the page asks for one and sends it in its socket's first frame."""
 
@@ -65,11 +69,16 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *headers]}
             await send(message)
 
-        received = 0
+        received, is_whole = 0, scope["type"] != "http"
 
         async def receive_some() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            try:
+                # Only for the rest of a body: afterwards whoever asks waits for the client to leave.
+                message = await (receive() if is_whole else within(BODY_SECONDS, receive()))
+            except asyncio.TimeoutError:
+                raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
+            is_whole = is_whole or not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self.access.max_body_bytes:
                 raise _too_large(self.access.max_body_bytes)

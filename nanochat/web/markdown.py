@@ -14,6 +14,9 @@ from markdown_it.token import Token
 MAX_RENDERED = 100_000
 """Characters of one text; a longer one is shown as it is, for parsing would take the page's patience."""
 
+MAX_NESTING = 40
+"""Levels of blocks in blocks. The parser leaves out what lies deeper, so that such a text is shown as it is."""
+
 _TAGS = {
     *("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "code", "em", "strong", "s", "a"),
     *("ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"),
@@ -39,7 +42,8 @@ def _keep_attribute(tag: str, name: str, value: str) -> str | None:
 
 
 def _make_parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+    options = {"html": False, "linkify": False, "maxNesting": MAX_NESTING}
+    parser = MarkdownIt("commonmark", options).enable(["table", "strikethrough"])
 
     def describe_image(self, tokens: list[Token], index: int, options, env) -> str:
         return html.escape(self.renderInlineAsText(tokens[index].children or [], options, env) or "image")
@@ -72,13 +76,14 @@ def render_blocks(text: str) -> tuple[str, ...]:
 
 def _render(text: str) -> list[tuple[int, str]]:
     """Each block's HTML with the line that it begins in."""
-    if len(text) > MAX_RENDERED:
-        return [(0, f"<pre>{html.escape(text)}</pre>")]
     env: dict = {}
+    tokens = _PARSER.parse(text, env) if len(text) <= MAX_RENDERED else []
+    if len(text) > MAX_RENDERED or any(token.level >= MAX_NESTING - 1 for token in tokens):
+        return [(0, f"<pre>{html.escape(text)}</pre>")]
     found: list[tuple[int, str]] = []
     block: list[Token] = []
     depth = 0
-    for token in _PARSER.parse(text, env):
+    for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 2)}"  # below those of the page
         block.append(token)

@@ -14,6 +14,7 @@ _ERRORS = {
     "401": "The key is missing or wrong.",
     "403": "The host or the page's origin is not allowed.",
     "404": "There is no such model.",
+    "408": "The body did not come.",
     "413": "The body is too large.",
     "429": "The server is busy; Retry-After says when to come again.",
     "500": "The engine failed; it was started again.",

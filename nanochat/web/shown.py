@@ -83,6 +83,7 @@ def show_message(stored: StoredMessage) -> dict[str, Any]:
         "parts": show_parts(message.parts) if message.role == "assistant" else [],
         "siblings": list(stored.siblings),
         "finish": stored.finish,
+        "elsewhere": stored.is_elsewhere,
         "model": plain_text(stored.model),
     }
 

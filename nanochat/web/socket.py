@@ -21,6 +21,8 @@ from nanochat.web.talks import Talks
 
 LOG = logging.getLogger("nanochat.web")
 MAX_WINDOWS = 64
+MAX_SOCKETS = 512
+"""With those that have not said hello yet, which they must within HELLO_SECONDS."""
 MAX_WAITING = 2000
 """Frames that wait for a slow window before it is closed."""
 MAX_WRONG = 20
@@ -49,7 +51,6 @@ class Window:
     async def run(self) -> None:
         """Until either side closes it."""
         await self.socket.accept()
-        self.talks.enter(self.tell)
         tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -79,13 +80,13 @@ class Window:
                 wish = wishes.parse_wish(frame) if frame is not None else None
                 if wish is None:
                     raise ApiError(400, "frames are text")
-                self._check_key(wish)
+                self._let_in(wish)
             except ApiError as error:
                 self.num_wrong += 1
                 self._reply(wishes.find_id(frame or ""), error=error)
-                if self.num_wrong >= MAX_WRONG or error.status == 401:
+                if self.num_wrong >= MAX_WRONG or not self.is_known:
                     await asyncio.sleep(0.1)  # for the reply to go out
-                    return POLICY
+                    return TRY_LATER if error.status == 429 else POLICY
                 continue
             if isinstance(wish, wishes.Stop):
                 self.talks.cancel(wish.chat)
@@ -103,14 +104,18 @@ class Window:
                 return TRY_LATER
             await within(WRITE_SECONDS, self.socket.send_text(json.dumps(event)))
 
-    def _check_key(self, wish: wishes.Wish) -> None:
-        """Raises ApiError before the first hello, and for one with a wrong key."""
-        if isinstance(wish, wishes.Hello):
-            if self.key and not secrets.compare_digest(wish.key.encode("utf-8", "replace"), self.key.encode()):
-                raise ApiError(401, "this server needs an API key" if not wish.key else "this is not the API key")
-            self.is_known = True
-        elif not self.is_known:
+    def _let_in(self, wish: wishes.Wish) -> None:
+        """Raises ApiError before the first hello, for one with a wrong key, and where too many windows are open."""
+        if self.is_known:
+            return
+        if not isinstance(wish, wishes.Hello):
             raise ApiError(401, "the first frame must be a hello")
+        if self.key and not secrets.compare_digest(wish.key.encode("utf-8", "replace"), self.key.encode()):
+            raise ApiError(401, "this server needs an API key" if not wish.key else "this is not the API key")
+        if self.talks.num_windows >= MAX_WINDOWS:
+            raise ApiError(429, f"{MAX_WINDOWS} windows are open on this server already: close one of them")
+        self.is_known = True
+        self.talks.enter(self.tell)
 
     def _reply(self, number: int | None, ok: Any = None, error: ApiError | None = None) -> None:
         if error is None:
@@ -174,12 +179,18 @@ def describe_server(talks: Talks) -> dict[str, Any]:
 def build_socket_router(talks: Talks, key: str) -> APIRouter:
     """The one route of the page's socket."""
     router = APIRouter()
+    num_open = 0
 
     @router.websocket("/talk")
     async def talk(socket: WebSocket) -> None:
-        if talks.num_windows >= MAX_WINDOWS:
-            await socket.close(TRY_LATER, "too many windows are open")
+        nonlocal num_open
+        if num_open >= MAX_SOCKETS:
+            await socket.close(TRY_LATER, "too many sockets are open")
             return
-        await Window(socket, talks, key).run()
+        num_open += 1
+        try:
+            await Window(socket, talks, key).run()
+        finally:
+            num_open -= 1
 
     return router

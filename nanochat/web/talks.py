@@ -52,6 +52,7 @@ class Running:
     notice: str
     windows: set[Watcher]
     is_stopped: bool = False
+    is_deleted: bool = False
     first: float = 0.0
     last: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
@@ -121,9 +122,11 @@ class Talks:
             if chat in self._running:
                 self._running[chat].windows.add(watcher)
 
-    async def find(self, search: str) -> list[dict[str, Any]]:
-        found = await self._do(lambda: self.store.list(search, MAX_LISTED))
-        return [show_info(info) | {"running": info.id in self._running} for info in found]
+    async def find(self, search: str) -> dict[str, Any]:
+        """The newest conversations that hold the words, and whether there are more."""
+        found = await self._do(lambda: self.store.list(search, MAX_LISTED + 1))
+        shown = [show_info(info) | {"running": info.id in self._running} for info in found[:MAX_LISTED]]
+        return {"chats": shown, "more": len(found) > MAX_LISTED}
 
     async def show(self, chat: str) -> dict[str, Any]:
         """A conversation with its current branch, and what is being said in it."""
@@ -141,6 +144,8 @@ class Talks:
         self, watcher: Watcher, chat: str | None, parent: int | None, text: str, system: str, sampling: Sampling
     ) -> dict[str, Any]:
         """Add a question and begin to answer it; returns the conversation's id."""
+        if chat is None and parent is not None:
+            raise ApiError(400, "a conversation that begins has no message before it")
         async with self._reserve(chat):
             before: Sequence[StoredMessage] = ()
             if chat is not None:
@@ -177,6 +182,8 @@ class Talks:
             info, path = await self._do(lambda: self._read(chat))
             if not path or path[-1].id != answer or path[-1].message.role != "assistant" or path[-1].finish == "stop":
                 raise ApiError(400, "only the last answer can be gone on with, and only where it was cut off")
+            if path[-1].is_elsewhere:
+                raise ApiError(409, "another program is writing this answer", code="answering")
             parts = path[-1].message.parts
 
             def add(**_: Any) -> tuple[str, int]:
@@ -207,6 +214,8 @@ class Talks:
 
     async def delete(self, chat: str) -> None:
         self.cancel(chat)
+        if chat in self._running:
+            self._running[chat].is_deleted = True
         await self._do(lambda: self._find(chat) and self.store.delete(chat))
         self._tell_all({"event": "deleted", "chat": chat})
 
@@ -225,7 +234,11 @@ class Talks:
             found = await asyncio.to_thread(parse_chats, text, name)
         except NanochatError as error:
             raise ApiError(400, error.message) from error
-        chats = await self._do(lambda: [self.store.load(conversation, title=title) for conversation, title in found])
+
+        def load() -> list[str]:
+            return [self.store.load(chat.conversation, chat.system, chat.title, chat.answers) for chat in found]
+
+        chats = await self._do(load)
         self._tell_all({"event": "chats"})
         return chats
 
@@ -255,8 +268,14 @@ class Talks:
         params = service.draw(sampling, min(asked, service.max_context - len(prompt)))
         wished = {**asdict(params), "seed": (params.seed + num_answers) % 2**53}
         (answer,) = service.start(prompt, replace(params, seed=wished["seed"]), 1)
+
+        def add_and_hold() -> tuple[str, int]:
+            name, number = add(model=service.name, sampling=wished)
+            self.store.locks.hold(number)
+            return name, number
+
         try:
-            chat, message = await self._do(lambda: add(model=service.name, sampling=wished))
+            chat, message = await self._do(add_and_hold)
         except BaseException:
             answer.stream.cancel()
             raise
@@ -308,15 +327,24 @@ class Talks:
                 running.notice = "The server is stopping; the answer can be gone on with later."
             elif is_late:
                 running.notice = f"The answer was cut off after {self.service.limits.deadline_seconds:g} seconds."
+
+        def write() -> None:
+            try:
+                self.store.write(running.message, running.growing.parts, finish)
+            finally:
+                self.store.locks.release(running.message)
+
         try:
-            await self._do(lambda: self.store.write(running.message, running.growing.parts, finish))
+            await self._do(write)
         except ApiError as failed:
             error = error or failed.message
         self._running.pop(chat, None)
         ended: dict[str, Any] = {"event": "ended", "chat": chat, "message": running.message, "stats": running.stats}
+        if running.is_deleted:
+            return
         try:
             shown = await self.show(chat)
-        except ApiError:  # deleted meanwhile
+        except ApiError:  # deleted by another program
             shown = {}
         self._tell(chat, {**ended, "shown": shown, "notice": running.notice, "error": error})
         self._tell_all({"event": "chats"})
@@ -331,7 +359,7 @@ class Talks:
     def _grow(self, running: Running) -> None:
         changes = running.growing.feed(running.pieces)
         running.pieces = []
-        if changes:
+        if changes and not running.is_deleted:
             self._tell(
                 running.chat, {"event": "grew", "chat": running.chat, "message": running.message, "changes": changes}
             )
@@ -384,15 +412,13 @@ class Talks:
 
     async def _look_for_others(self) -> None:
         """Tell the windows where another program, such as the terminal chat, wrote to the conversations."""
-        version = None
+        version: int | None = None
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            if not self._windows:
-                continue
             try:
                 found = await self._do(lambda: self.store.version)
             except ApiError:
-                continue
+                found = version
             if version not in (None, found):
                 self._tell_all({"event": "chats"})
             version = found
+            await asyncio.sleep(LOOK_SECONDS)

@@ -122,7 +122,23 @@ def parse_wish(frame: str) -> Wish:
     try:
         return _ADAPTER.validate_python(value)
     except ValidationError as error:
-        raise name_field(error) from None
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> ApiError:
+    """A sentence for the person at the page, where one can come to it; else the field's name."""
+    item = error.errors(include_url=False)[0]
+    field = str(item["loc"][-1]) if item["loc"] else ""
+    if field == "chat" and item["type"] == "string_pattern_mismatch":
+        return ApiError(404, "there is no such conversation")
+    if item["type"] == "string_pattern_mismatch":
+        return ApiError(400, f"the {field} is empty", field)
+    if item["type"] == "string_too_long":
+        longest = item.get("ctx", {}).get("max_length", 0)
+        return ApiError(400, f"the {field} is longer than {longest:,} characters", field)
+    if item["type"] == "string_unicode":
+        return ApiError(400, f"the {field} holds half of a character", field)
+    return name_field(error)
 
 
 def find_id(frame: str) -> int | None:

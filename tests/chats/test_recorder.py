@@ -144,3 +144,25 @@ def test_a_system_prompt_is_that_of_conversations_that_begin_later(store: ChatSt
     assert recorder.session.system == "Be brief."
     recorder.new()
     assert recorder.session.system == "Be kind."
+
+
+def test_what_another_program_added_is_caught_up_with(store: ChatStore) -> None:
+    one = Recorder(session_of(["one"], ["two"], ["five"]), store)
+    say(one.send("a"))
+    assert not one.catch_up()
+    other = Recorder(session_of(["three"], ["four"]), ChatStore(store.path), one.chat)
+    say(other.send("b"))
+    say(other.regenerate())
+    assert one.catch_up() and not one.catch_up()
+    assert shown(one) == ["a", "one", "b", "four"] and len(one.session.history.messages) == 4
+    say(one.send("c"))
+    assert shown(one)[4:] == ["c", "two"] and other.catch_up() and shown(other) == shown(one)
+
+
+def test_an_answer_that_is_being_said_is_marked_for_others(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one, two"]), store)
+    pieces = recorder.send("a")
+    next(pieces)
+    (answer,) = store.locks._held
+    list(pieces)
+    assert recorder.path[1].id == answer and not store.locks._held

@@ -1,5 +1,6 @@
 """Conversations on disk: a tree, several programs, kills."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.chats.export import export_chat, parse_chats
+from nanochat.chats.export import ReadChat, export_chat, parse_chats
+from nanochat.chats.faults import name_fault
 from nanochat.chats.store import ChatStore
-from nanochat.conversation import Conversation, Part, assistant, parse_conversation, user
-from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.conversation import Conversation, Message, Part, assistant, parse_conversation, user
+from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.tasks.custom_json import CustomJSONTask
 
 
@@ -134,7 +136,7 @@ def test_a_damaged_a_newer_and_an_unwritable_file_are_sentences(tmp_path: Path) 
     damaged.write_bytes(b"no database at all" * 1000)
     with pytest.raises(DataError, match="file is not a database") as refused:
         ChatStore(damaged)
-    assert refused.value.hint.startswith(f"mv {damaged}")
+    assert refused.value.hint.startswith(f"mv {tmp_path} {tmp_path}.old  # after ending every nanochat")
     newer = tmp_path / "newer.db"
     ChatStore(newer).close()
     with sqlite3.connect(newer) as db:
@@ -167,8 +169,8 @@ def test_what_is_exported_is_imported_as_it_was(tmp_path_factory, turns: list, f
     conversation = Conversation(tuple(messages))
     chat = store.load(conversation, title="t")
     assert tuple(stored.message for stored in store.read(chat)) == conversation.messages
-    ((again, title),) = parse_chats(export_chat(store.find(chat), store.read(chat), form), "f")
-    assert again == conversation and title == ("t" if form == "json" else "")
+    (again,) = parse_chats(export_chat(store.find(chat), store.read(chat), form), "f")
+    assert again.conversation == conversation and again.title == ("t" if form == "json" else "")
     store.close()
 
 
@@ -187,7 +189,7 @@ def test_a_good_chat_becomes_a_training_example(store: ChatStore, tmp_path: Path
     markdown = export_chat(store.find(chat), store.read(chat), "markdown")
     assert "# 2+2?" in markdown and "`2+2 = 4`It is 4." in markdown and "## System\n\nCompute." in markdown
     empty = store.create()
-    with pytest.raises(UsageError, match="has no answer yet"):
+    with pytest.raises(UsageError, match="has no whole answer yet"):
         export_chat(store.find(empty), store.read(empty), "jsonl")
 
 
@@ -209,5 +211,133 @@ def test_a_list_of_conversations_is_read_too() -> None:
     talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     import json
 
-    assert parse_chats(json.dumps([talk, talk]), "f") == [(parse_conversation(talk), "")] * 2
-    assert parse_chats(json.dumps(talk["messages"]), "f") == [(parse_conversation(talk), "")]
+    assert parse_chats(json.dumps([talk, talk]), "f") == [ReadChat(parse_conversation(talk))] * 2
+    assert parse_chats(json.dumps(talk["messages"]), "f") == [ReadChat(parse_conversation(talk))]
+
+
+def test_json_keeps_title_system_models_and_ends(store: ChatStore) -> None:
+    chat = store.create("Be brief.", "Ducks")
+    asked = store.add(chat, None, user("a"))
+    store.add(chat, asked, assistant("b"), model="demo/rl@20", sampling={"seed": 3}, finish="cancelled")
+    (read,) = parse_chats(export_chat(store.find(chat), store.read(chat), "json"), "f")
+    again = store.load(read.conversation, read.system, read.title, read.answers)
+    info, answer = store.find(again), store.read(again)[1]
+    assert (info.title, info.system) == ("Ducks", "Be brief.") and store.read(again)[0].message.text == "a"
+    assert (answer.model, answer.sampling, answer.finish) == ("demo/rl@20", {"seed": 3}, "cancelled")
+
+
+def test_an_answer_that_was_cut_is_no_training_example(store: ChatStore) -> None:
+    chat = store.create()
+    last = None
+    for number, finish in enumerate(["stop", "length", "stop"]):
+        last = store.add(chat, last, user(f"q{number}"))
+        last = store.add(chat, last, assistant(f"a{number}"), finish=finish)  # type: ignore[arg-type]
+    text = export_chat(store.find(chat), store.read(chat), "jsonl")
+    assert "a0" in text and "q1" not in text and "a2" not in text
+
+
+def test_half_characters_and_half_conversations_are_not_stored(store: ChatStore) -> None:
+    line = '{"messages": [{"role": "user", "content": "\\ud800 hi"}, {"role": "assistant", "content": "a \\ud800"}]}'
+    (read,) = parse_chats(line, "f")
+    chat = store.load(read.conversation, "system \ud800", "title \ud800")
+    assert store.find(chat).title == "title ?" and store.read(chat)[1].message.text == "a \ud800"
+    before = len(store.list())
+    bad = Conversation((user("q"), Message("somebody", (Part("text", "a"),))))  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        store.load(bad)
+    assert len(store.list()) == before
+    with pytest.raises(DataError, match="nested too deep"):
+        parse_chats("[" * 20_000, "f")
+    assert parse_chats("\ufeff" + line.replace("\\ud800", ""), "f")
+
+
+def test_a_message_of_another_conversation_is_no_parent(store: ChatStore) -> None:
+    one, two = store.create(), store.create()
+    asked = store.add(one, None, user("a"))
+    with pytest.raises(MissingError, match=f"has no message {asked}"):
+        store.add(two, asked, user("b"))
+
+
+def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    store = ChatStore(tmp_path / "chats" / "chats.db")
+    store.create("secret")
+    assert (tmp_path / "chats").stat().st_mode & 0o777 == 0o700
+    for file in (tmp_path / "chats").iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file
+    store.close()
+
+
+def test_a_file_that_is_moved_away_is_noticed(tmp_path: Path) -> None:
+    store = ChatStore(tmp_path / "chats" / "chats.db")
+    store.create()
+    (tmp_path / "chats").rename(tmp_path / "elsewhere")
+    for work in (store.create, store.list):
+        with pytest.raises(DataError, match="was moved or removed"):
+            work()
+    assert len(ChatStore(tmp_path / "elsewhere" / "chats.db").list()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "hint"),
+    [
+        (sqlite3.OperationalError("database or disk is full"), CapacityError, "nanochat runs ls"),
+        (OSError(errno.ENOSPC, "No space left on device"), CapacityError, "nanochat runs ls"),
+        (sqlite3.OperationalError("database is locked"), DataError, "end it, or wait"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), DataError, "ls -ld"),
+        (sqlite3.OperationalError("unable to open database file"), DataError, "ls -ld"),
+        (PermissionError(errno.EACCES, "Permission denied"), DataError, "ls -ld"),
+        (sqlite3.DatabaseError("database disk image is malformed"), DataError, "mv "),
+    ],
+)
+def test_each_fault_has_its_own_hint(tmp_path: Path, error: Exception, kind: type, hint: str) -> None:
+    found = name_fault(error, tmp_path / "chats.db")
+    assert type(found) is kind and found.hint.startswith(hint)
+
+
+def test_the_hint_for_a_damaged_file_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "chats"
+    store = ChatStore(folder / "chats.db")
+    chat = store.create("", "kept")
+    with pytest.raises(DataError) as refused:
+        raise name_fault(sqlite3.DatabaseError("malformed"), store.path)
+    subprocess.run(refused.value.hint.partition("  #")[0], shell=True, check=True)
+    assert ChatStore(tmp_path / "chats.old" / "chats.db").find(chat).title == "kept"  # also what only the log held
+    assert ChatStore(folder / "chats.db").list() == []
+
+
+def test_reading_waits_for_no_writer(store: ChatStore) -> None:
+    store.create("", "here")
+    with sqlite3.connect(store.path, isolation_level=None) as other:  # type: ignore[arg-type]
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        assert ChatStore(store.path).list()[0].title == "here"
+        assert time.monotonic() - started < 5
+        other.execute("ROLLBACK")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nanochat.chats.store import ChatStore
+from nanochat.conversation import Message, Part, user
+store = ChatStore(Path(sys.argv[1]))
+chat = store.create("", "held")
+answer = store.add(chat, store.add(chat, None, user("q")), Message("assistant", (Part("text", "so far"),)))
+store.locks.hold(answer)
+print(chat, answer, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_answer_of_another_program_is_told_from_one_that_was_killed(store: ChatStore) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(store.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    chat, answer = process.stdout.readline().split()
+    assert store.read(chat)[1].is_elsewhere and store.locks.is_elsewhere(int(answer))
+    assert "being answered in another program" in export_chat(store.find(chat), store.read(chat), "markdown")
+    process.kill()
+    process.wait()
+    assert not store.read(chat)[1].is_elsewhere
+    store.locks.hold(int(answer))
+    assert not store.read(chat)[1].is_elsewhere  # our own
+    store.locks.release(int(answer))

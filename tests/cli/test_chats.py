@@ -1,5 +1,6 @@
 """`nanochat chats`, and `chat` that keeps what is said."""
 
+import io
 import json
 import subprocess
 import sys
@@ -22,7 +23,8 @@ def chats(home: Path) -> list[str]:
     """Two conversations, the older one about ducks."""
     store = ChatStore(Workspace(home).chats)
     ducks = Conversation((user("Ducks\x1b[31m?"), assistant(("python", "1+1"), ("python_output", "2"), " ducks")))
-    return [store.load(ducks, model="demo/sft@1"), store.load(Conversation((user("Geese"), assistant("No"))))]
+    known = [{"model": "demo/sft@1", "finish": "stop"}]
+    return [store.load(ducks, answers=known), store.load(Conversation((user("Geese"), assistant("No"))))]
 
 
 def test_they_are_listed_shown_and_searched(nanochat: Call, chats: list[str]) -> None:
@@ -90,3 +92,13 @@ def test_chat_keeps_what_is_said_unless_it_is_asked_not_to(trained_home: Path, t
     wrong = chat(home, "", "--continue", "latest", "--no-history")
     assert wrong.returncode == 2 and "--continue goes with" in wrong.stderr
     assert chat(home, "", "--continue", "zzz").returncode == 3
+
+
+def test_they_come_through_a_pipe_and_a_long_list_says_so(nanochat: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = '{"title": "T", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+    monkeypatch.setattr("sys.stdin", io.StringIO(line * 3))
+    taken = nanochat("chats", "import", "-")
+    assert taken.code == 0 and "took in 3 conversations" in taken.err
+    listed = nanochat("chats", "ls", "--limit", "2")
+    assert listed.out.count("  T") == 2 and "the newest 2 are shown" in listed.err
+    assert "are shown" not in nanochat("chats", "ls", "--limit", "3").err

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from nanochat.chats.recorder import Recorder
+from nanochat.chats.store import ChatStore
 from nanochat.engine.decoding import Piece
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
@@ -132,3 +135,15 @@ def test_one_shot_answers_a_prompt_with_piped_text_below_it() -> None:
 def test_one_shot_leaves_errors_to_its_caller() -> None:
     with pytest.raises(UsageError):
         answer_once(session_of(["ok"], context=50), "x" * 100, "", lambda text: None, lambda text: None)
+
+
+def test_what_another_program_added_is_said_before_a_question(tmp_path: Path) -> None:
+    store = ChatStore(tmp_path / "chats.db")
+    recorder = Recorder(session_of(["one"], ["three"]), store)
+    list(recorder.send("a"))
+    other = Recorder(session_of(["two"]), ChatStore(store.path), recorder.chat)
+    list(other.send("b"))
+    terminal = Terminal("c", EOFError)
+    run_plain(recorder, terminal.read, terminal.write, terminal.notes.append)
+    assert terminal.notes == ["The conversation went on in another program; it is now:"]
+    assert terminal.output.strip() == "> a\none\n> b\ntwo\nthree" and len(recorder.path) == 6

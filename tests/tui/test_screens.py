@@ -213,3 +213,17 @@ async def test_of_a_long_conversation_the_newest_turns_are_on_the_screen(store: 
         await pilot.press("ctrl+n")
         await pilot.pause()
         assert texts(app) == []
+
+
+async def test_what_another_program_adds_comes_onto_the_screen(store: ChatStore) -> None:
+    app = kept_app(store, "one", "three")
+    async with app.run_test() as pilot:
+        await say(app, pilot, "a")
+        other = kept_app(ChatStore(store.path), "two", chat=app.recorder.chat).recorder
+        list(other.send("b"))
+        await say(app, pilot, "c")  # before the next look
+        assert texts(app) == ["a", "one", "b", "two"] and app.query_one(PromptArea).text == "c"
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert texts(app) == ["a", "one", "b", "two", "c", "three"]
+        assert [stored.message.text for stored in store.read(app.recorder.chat or "")] == texts(app)

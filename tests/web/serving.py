@@ -19,6 +19,7 @@ from nanochat.web.build import build_service
 from nanochat.web.guard import Access
 from nanochat.web.server import run_server
 from nanochat.web.service import Limits, Service
+from nanochat.web.talks import Talks
 from tests.engine.fakes import ByteTokenizer, TinyModel
 
 TOKENIZER = ByteTokenizer()
@@ -32,6 +33,10 @@ class Serving:
     url: str
     service: Service
     thread: threading.Thread
+
+    @property
+    def talks(self) -> Talks:
+        return self.server.talks  # type: ignore[attr-defined]
 
     def stop(self, seconds: float = 20) -> bool:
         """Ask it to stop, as a signal would, and wait; whether it has."""

@@ -1,6 +1,8 @@
 """The page in a real browser."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,7 +177,15 @@ def test_two_tabs_show_the_same_and_the_last_one_to_close_ends_the_answer(server
     assert two.wrong == [] and three.wrong == []
 
 
-def test_conversations_are_found_renamed_exported_taken_in_and_deleted(short: Watched, tmp_path: Path) -> None:
+@pytest.fixture
+def whole(context) -> Iterator[Watched]:
+    """A page whose answers end by themselves."""
+    with serving(ScriptedModel(["whole"]), slots=1) as server:
+        yield Watched(context, server.url)
+
+
+def test_conversations_are_found_renamed_exported_taken_in_and_deleted(whole: Watched, tmp_path: Path) -> None:
+    short = whole
     page = short.page
     short.ask("about ducks and geese")
     page.click("#about-open")
@@ -201,7 +211,7 @@ def test_conversations_are_found_renamed_exported_taken_in_and_deleted(short: Wa
         assert path.suffix == suffix and "about ducks and geese" in path.read_text()
     page.fill("#search", "")
     page.set_input_files("#file", path)
-    page.get_by_text("abcdefghijkl").or_(page.locator(".message.assistant")).first.wait_for()
+    page.get_by_text("One conversation was taken in.").wait_for(state="attached")
     assert short.questions() == ["about ducks and geese"]
     assert wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 1)
     (tmp_path / "bad.json").write_text("{")
@@ -212,6 +222,7 @@ def test_conversations_are_found_renamed_exported_taken_in_and_deleted(short: Wa
     page.get_by_role("button", name="Delete for good").click()
     page.wait_for_selector("#welcome:visible")
     assert wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 0)
+    assert not page.locator("#notice").is_visible() and "#" not in page.url
     assert short.wrong == []
 
 
@@ -406,13 +417,67 @@ def test_a_key_is_asked_for_once(context) -> None:
         page.wait_for_selector("#model:not(:empty)")
 
 
-def test_exported_lines_are_what_training_reads(short: Watched, tmp_path: Path) -> None:
+def test_exported_lines_are_what_training_reads(whole: Watched, tmp_path: Path) -> None:
     from nanochat.conversation import parse_conversation
 
-    short.ask("hello")
-    short.page.click("#about-open")
-    with short.page.expect_download() as found:
-        short.page.click("[data-form='jsonl']")
+    whole.ask("hello")
+    whole.page.click("#about-open")
+    with whole.page.expect_download() as found:
+        whole.page.click("[data-form='jsonl']")
     found.value.save_as(tmp_path / "x.jsonl")
     conversation = parse_conversation(json.loads((tmp_path / "x.jsonl").read_text()))
     assert [message.role for message in conversation.messages] == ["user", "assistant"]
+
+
+def test_a_conversation_that_is_deleted_elsewhere_is_left_with_a_word(server: Serving, context) -> None:
+    one = Watched(context, server.url)
+    choose(one, max_new_tokens="5")
+    one.ask("to be deleted")
+    two = Watched(context, one.page.url)
+    two.page.get_by_text("to be deleted").first.wait_for()
+    one.page.click("#about-open")
+    one.page.click("#delete")
+    one.page.get_by_role("button", name="Delete for good").click()
+    two.page.get_by_text("This conversation was deleted in another window.").wait_for()
+    assert two.page.locator("#welcome").is_visible() and one.page.locator("#notice").is_hidden()
+    two.page.goto(f"{server.url}#zzzz")
+    two.page.reload()
+    two.page.get_by_text("That conversation is not there any more.").wait_for()
+
+
+def test_what_a_terminal_says_is_shown_while_it_says_it(context, tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    other = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None and other.stdout is not None
+    other.stdout.readline()
+    with serving(AlphabetModel(), store=ChatStore(path)) as server:
+        watched = Watched(context, server.url)
+        page = watched.page
+        page.click("#chats button")
+        page.get_by_text("Being answered in another program…").wait_for()
+        assert page.locator("[data-do='go on']").count() == 0
+        other.stdin.write("more\n")
+        other.stdin.flush()
+        page.get_by_text("some more").wait_for()
+        other.kill()
+        other.wait()
+        page.reload()
+        page.get_by_text("This answer was never finished.").wait_for()
+        assert page.locator("[data-do='go on']").is_visible() and watched.wrong == []
+
+
+TERMINAL = """
+import sys
+from pathlib import Path
+from nanochat.chats.store import ChatStore
+from nanochat.conversation import Message, Part, user
+store = ChatStore(Path(sys.argv[1]))
+chat = store.create("", "from a terminal")
+answer = store.add(chat, store.add(chat, None, user("q")), Message("assistant", (Part("text", "some"),)))
+store.locks.hold(answer)
+print("ready", flush=True)
+for line in sys.stdin:
+    store.write(answer, (Part("text", "some " + line.strip()),))
+"""

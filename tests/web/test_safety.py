@@ -47,7 +47,9 @@ def test_nothing_is_active_in_the_page() -> None:
     for text in XSS:
         parts = (Part("python", text), Part("python_output", text), Part("text", text))
         whole += [user(text), Message("assistant", parts)]
-    chat = store.load(Conversation(tuple(whole)), title=XSS[0], system=XSS[1], model=XSS[2])
+    chat = store.load(
+        Conversation(tuple(whole)), title=XSS[0], system=XSS[1], answers=[{"model": XSS[2], "finish": "stop"}]
+    )
     for text in XSS[::5]:
         store.load(Conversation((user(text), Message("assistant", (Part("text", text),)))))
     growing = "\n\n".join(XSS[::3])

@@ -1,7 +1,9 @@
 """Who may ask, how much, and that every end frees its slot."""
 
 import asyncio
+import errno
 import json
+import signal
 import socket
 import threading
 import time
@@ -172,6 +174,36 @@ def test_a_request_to_stop_lets_answers_end_and_ends_them_after_a_while(drain: f
         assert len(text) == 60 if drain > 1 else 10 < len(text) < 300
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
+
+
+def test_a_request_to_stop_says_what_is_waited_for_and_only_a_second_ctrl_c_ends_it_now() -> None:
+    with serving(SlowModel(), drain=30.0) as server:
+        notes: list[str] = []
+        server.server.say = notes.append  # type: ignore[attr-defined]
+        threads = [threading.Thread(target=server.post, args=("/v1/completions", LONG)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        assert wait_until(lambda: server.service.pool.num_active == 2 and server.service.pool.num_tokens > 3)
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1):  # the kernel's and the shell's, and one more
+            server.server.handle_exit(number, None)  # type: ignore[attr-defined]
+        assert wait_until(lambda: bool(notes))
+        assert notes == ["stopping: 2 answers may go on for up to 30 s; a second Ctrl-C ends them now"]
+        time.sleep(0.2)
+        assert server.service.pool.num_active == 2
+        server.server.handle_exit(signal.SIGINT, None)  # type: ignore[attr-defined]
+        for thread in (*threads, server.thread):
+            thread.join(5)
+            assert not thread.is_alive()
+        assert len(notes) == 1
+
+
+def test_a_terminal_that_is_gone_does_not_keep_the_server_from_stopping() -> None:
+    def fail(text: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with serving(SlowModel()) as server:
+        server.server.say = fail  # type: ignore[attr-defined]
+        assert server.stop(5)
 
 
 def test_an_engine_that_breaks_is_replaced_and_said() -> None:

@@ -97,8 +97,8 @@ def test_a_question_is_answered_in_changes_that_make_up_the_whole() -> None:
         assert answer["parts"][1] == {"expression": "2*21", "result": "42"}
         assert answer["parts"][0]["blocks"] == ["<h3>Sum</h3>", "<p>Let me see:</p>"]
         assert answer["finish"] == "stop" and event["stats"]["tokens"] > 20 and event["error"] == ""
-        assert page.get("list", search="")[0]["title"] == "hello"
-        assert page.get("list", search="bananas") == []
+        assert page.get("list", search="")["chats"][0]["title"] == "hello"
+        assert page.get("list", search="bananas") == {"chats": [], "more": False}
 
 
 def test_stopping_keeps_what_was_said_and_going_on_adds_to_it(slow: Serving) -> None:
@@ -136,6 +136,7 @@ def test_branches_are_made_by_asking_instead_and_again(slow: Serving) -> None:
             {"do": "ask", "chat": chat, "parent": first[0]["id"], "text": "x"},  # after a question
             {"do": "ask", "chat": chat, "parent": 10**6, "text": "x"},
             {"do": "ask", "chat": "abcdef", "parent": None, "text": "x"},
+            {"do": "ask", "chat": None, "parent": first[1]["id"], "text": "x"},  # into another conversation
             {"do": "again", "chat": chat, "message": first[1]["id"]},  # to an answer
             {"do": "choose", "chat": chat, "message": 10**6},
             {"do": "open", "chat": "abcdef"},
@@ -154,7 +155,7 @@ def test_the_last_window_that_closes_ends_an_answer(slow: Serving) -> None:
             page.wait("grew")
             shown = other.get("open", chat=chat)
             assert shown["running"] == shown["messages"][1]["id"]
-            assert other.get("list")[0]["running"]
+            assert other.get("list")["chats"][0]["running"]
         other.wait("grew")  # it goes on for the other window
         assert slow.service.pool.num_active == 1
     assert wait_until(lambda: slow.service.pool.num_active == 0, 2)
@@ -174,13 +175,13 @@ def test_showing_another_conversation_does_not_end_an_answer(slow: Serving) -> N
 def test_a_busy_server_says_so_and_keeps_nothing_of_the_question(slow: Serving) -> None:
     with window(slow) as page:
         chats = [page.get("ask", **ASK)["chat"] for _ in range(3)]
-        before = len(page.get("list"))
+        before = len(page.get("list")["chats"])
         assert page.ask("ask", **ASK)["error"] == {
             "status": 429,
             "message": "the server is busy",
             "code": "server_busy",
         }
-        assert len(page.get("list")) == before
+        assert len(page.get("list")["chats"]) == before
         for chat in chats:
             page.get("stop", chat=chat)
     assert wait_until(lambda: slow.service.pool.num_active == 0)
@@ -230,14 +231,16 @@ def test_conversations_are_exported_and_taken_in(slow: Serving) -> None:
     with window(slow) as page:
         chat = page.get("ask", **ASK, sampling={"max_new_tokens": 5})["chat"]
         page.wait("ended")
+        assert page.ask("export", chat=chat, form="jsonl")["error"]["message"].endswith("has no whole answer yet")
+        slow.talks.store.write(page.get("open", chat=chat)["messages"][1]["id"], (Part("text", "stuvw"),), "stop")
         page.get("rename", chat=chat, title="Letters <b>")
         files = {form: page.get("export", chat=chat, form=form) for form in ("markdown", "json", "jsonl")}
         assert files["markdown"]["text"].startswith("# Letters <b>") and files["jsonl"]["name"].endswith(".jsonl")
         for form in ("json", "jsonl"):
             (taken,) = page.get("import", text=files[form]["text"], name=files[form]["name"])
             shown = page.get("open", chat=taken)
-            assert [message["text"] for message in shown["messages"]][0] == "hello"
-            assert len(text_of(shown)) == 5
+            assert [message["text"] for message in shown["messages"]] == ["hello", "stuvw"]
+            assert shown["chat"]["title"] == ("Letters <b>" if form == "json" else "hello")
         refused = page.ask("import", text="{bad", name="x.json")["error"]
         assert refused["status"] == 400 and refused["message"].startswith("x.json:1: no JSON")
 
@@ -245,12 +248,11 @@ def test_conversations_are_exported_and_taken_in(slow: Serving) -> None:
 def test_another_program_that_writes_is_noticed(tmp_path: Path) -> None:
     store = ChatStore(tmp_path / "chats.db")
     with serving(AlphabetModel(), store=store) as server, window(server) as page:
-        time.sleep(2.5)  # for the first look
         other = ChatStore(tmp_path / "chats.db")
         chat = other.create()
         other.add(chat, None, user("from the terminal"))
         page.wait("chats")
-        assert page.get("list")[0]["title"] == "from the terminal"
+        assert page.get("list")["chats"][0]["title"] == "from the terminal"
         shown = page.get("open", chat=chat)  # it was never answered
         page.get("again", chat=chat, message=shown["messages"][0]["id"], sampling={"max_new_tokens": 3})
         assert len(text_of(page.wait("ended")["shown"])) == 3
@@ -287,7 +289,7 @@ def test_a_key_is_asked_for_in_the_first_frame() -> None:
                 with pytest.raises(ConnectionClosed):
                     connection.recv(5)
         with window(server, "sésame") as page:
-            assert page.get("list") == []
+            assert page.get("list")["chats"] == []
 
 
 @pytest.mark.parametrize(
@@ -314,8 +316,12 @@ def test_a_window_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -
         address = server.url.replace("http", "ws") + "/talk"
         with connect(address) as connection, pytest.raises(ConnectionClosed):
             connection.recv(5)
-        with window(server), window(server), pytest.raises(InvalidStatus):
-            connect(address).close()
+        with window(server), window(server), connect(address) as third:
+            third.send('{"id": 1, "do": "hello"}')
+            error = json.loads(third.recv(5))["error"]
+            assert error["status"] == 429 and error["message"].startswith("2 windows are open on this server already")
+            with pytest.raises(ConnectionClosed):
+                third.recv(5)
 
 
 def test_a_window_that_reads_nothing_is_closed_and_its_slot_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +332,7 @@ def test_a_window_that_reads_nothing_is_closed_and_its_slot_is_free(monkeypatch:
         store.load(Conversation((user(f"chat {number}"), answer)))
     with serving(AlphabetModel(0.001), store=store) as server:
         with window(server, max_size=None) as page:
-            chats = [info["id"] for info in page.get("list")]
+            chats = [info["id"] for info in page.get("list")["chats"]]
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))

@@ -4,7 +4,7 @@ const FIRST_WAIT = 300; // milliseconds, doubled after each failure
 const LONGEST_WAIT = 5000;
 
 export class Connection {
-  // onEvent(event), onOpen(server), onClosed(), onKey(message): a key is needed.
+  // onEvent(event), onOpen(server), onClosed(), onKey(message): a key is needed, onRefused(message).
   constructor(handlers) {
     this.handlers = handlers;
     this.isOpen = false;
@@ -42,7 +42,7 @@ export class Connection {
       if (error.status === 401) {
         this.needsKey = true;
         this.handlers.onKey(this.key ? error.message : "");
-      }
+      } else this.handlers.onRefused(error.message);
     }
   }
 

@@ -14,13 +14,14 @@ const state = {
   chat: null, // {id, title, system, updated} of the conversation that is shown; null: a new one
   messages: [],
   running: null, // the id of the answer that is being said in it
+  deleting: null, // the id of the conversation that this window deletes
   asking: false, // a question is on its way that begins a conversation
   isAtEnd: true, // the newest words are in sight
 };
 
 const settings = new Settings();
 const messages = new Messages($("messages"), act);
-const connection = new Connection({ onEvent: take, onOpen: greet, onClosed: lose, onKey: askForKey });
+const connection = new Connection({ onEvent: take, onOpen: greet, onClosed: lose, onKey: askForKey, onRefused: (why) => warn(why) });
 
 // ---- what the server says
 
@@ -39,6 +40,7 @@ async function greet(server) {
 
 function lose() {
   warn("The connection to the server was lost. Trying again…", "connection");
+  say("The connection to the server was lost.");
   state.running = null; // an answer that was being said is marked as one that was never finished
   redraw();
 }
@@ -54,11 +56,12 @@ function take(event) {
     refreshList();
   } else if (event.event === "deleted") {
     refreshList();
-    if (state.chat?.id === event.chat) open(null);
+    if (state.chat?.id === event.chat) leave(event.chat === state.deleting ? "" : "This conversation was deleted in another window.");
   } else if (event.event === "shown" && isShown(event.chat.id)) {
     show(event);
     if (event.running != null) say("Answering.");
   } else if (event.event === "grew" && isShown(event.chat)) {
+    remember(event);
     keepAtEnd(() => messages.grow(event.message, event.changes));
   } else if (event.event === "ended" && isShown(event.chat)) {
     if (event.shown.chat) show(event.shown);
@@ -70,6 +73,13 @@ function take(event) {
   }
 }
 
+// Keep the changes of an answer with its message, so that it can be drawn again.
+function remember({ message: id, changes }) {
+  const parts = state.messages.find((message) => message.id === id)?.parts;
+  if (!parts) return;
+  for (const { part, tool, keep, blocks } of changes) parts[part] = tool ?? { blocks: [...(parts[part]?.blocks ?? []).slice(0, keep), ...blocks] };
+}
+
 const isShown = (chat) => state.chat?.id === chat || (state.chat === null && state.asking);
 
 // ---- the conversation
@@ -77,6 +87,7 @@ const isShown = (chat) => state.chat?.id === chat || (state.chat === null && sta
 async function open(id, push = false) {
   if (push) history.pushState(null, "", id ? `#${id}` : location.pathname);
   closeSide();
+  dismiss();
   $("stats").textContent = "";
   if (!id) {
     await attempt(() => connection.ask("open", { chat: null }));
@@ -87,12 +98,16 @@ async function open(id, push = false) {
   try {
     show(await connection.ask("open", { chat: id }), true);
   } catch (error) {
-    if (error.status === 404) {
-      history.replaceState(null, "", location.pathname);
-      show({ chat: null, messages: [], running: null });
-      warn("That conversation is not there any more.");
-    } else warn(error.message);
+    if (error.status === 404) await leave("That conversation is not there any more.");
+    else warn(error.message);
   }
+}
+
+// The conversation is gone: show an empty one.
+async function leave(why) {
+  history.replaceState(null, "", location.pathname);
+  await open(null);
+  if (why) warn(why);
 }
 
 function show(shown, toEnd = false) {
@@ -125,6 +140,7 @@ function update() {
 
 async function ask(text, parent) {
   state.asking = state.chat === null;
+  const slow = setTimeout(() => warn("The server has not taken the question yet.", "slow"), 5000);
   try {
     await connection.ask("ask", { chat: state.chat?.id ?? null, parent, text, system: settings.system, sampling: settings.sampling });
     dismiss();
@@ -133,6 +149,8 @@ async function ask(text, parent) {
     warn(error.message);
     return false;
   } finally {
+    clearTimeout(slow);
+    dismiss("slow");
     state.asking = false;
   }
 }
@@ -179,13 +197,16 @@ async function refreshList() {
   }
   if (number !== listing) return; // a newer one is on its way
   const focused = document.activeElement?.dataset?.chat;
-  $("chats").replaceChildren(...found.map((chat) =>
+  const { chats, more } = found;
+  $("chats").replaceChildren(...chats.map((chat) =>
     make("li", {}, make("button", { type: "button", "data-chat": chat.id, onclick: () => open(chat.id, true) },
       make("span", { class: "name", dir: "auto" }, chat.title), make("small", {}, chat.running ? "answering…" : when(chat.updated))))));
   if (focused) $("chats").querySelector(`[data-chat="${focused}"]`)?.focus();
-  $("no-chats").hidden = found.length > 0;
+  if (more) $("chats").append(make("li", { class: "muted" }, `The newest ${chats.length}; search finds older ones.`));
+  $("no-chats").hidden = chats.length > 0;
   $("no-chats").textContent = $("search").value ? "No conversation holds these words." : "No conversations yet.";
-  const current = found.find((chat) => chat.id === state.chat?.id);
+  const current = chats.find((chat) => chat.id === state.chat?.id);
+  if (!current && state.chat && state.running == null && !$("search").value && !more) return leave("This conversation was deleted by another program.");
   if (current && state.running == null && !current.running && current.updated !== state.chat.updated) await open(current.id); // another program wrote to it
   else if (current && current.title !== state.chat.title) state.chat.title = current.title;
   update();
@@ -271,8 +292,8 @@ async function takeIn(file) {
   }
   const chats = await attempt(async () => connection.ask("import", { text: await file.text(), name: file.name.slice(0, 300) }));
   if (chats) {
-    say(`${chats.length} conversations taken in.`);
-    open(chats[0], true);
+    await open(chats[0], true);
+    say(chats.length === 1 ? "One conversation was taken in." : `${chats.length} conversations were taken in.`);
   }
 }
 
@@ -309,7 +330,8 @@ const forgetKey = () => storage.set("key", "");
 $("ask").onsubmit = async (event) => {
   event.preventDefault();
   const text = $("prompt").value;
-  if (!text.trim() || state.running != null || $("send").disabled) return;
+  if (!text.trim() || $("send").disabled) return;
+  if (state.running != null) return warn("Still answering: Esc or Stop ends it.");
   $("send").disabled = true;
   const last = state.messages.at(-1);
   const parent = last?.role === "user" ? state.messages.at(-2)?.id ?? null : last?.id ?? null;
@@ -383,7 +405,7 @@ $("delete").onclick = async () => {
     $("delete").textContent = "Delete for good";
     return;
   }
-  const chat = state.chat.id;
+  const chat = (state.deleting = state.chat.id);
   $("about").close();
   await attempt(() => connection.ask("delete", { chat }));
 };

@@ -99,7 +99,8 @@ export class Messages {
     const end = item.querySelector(".end");
     const isCut = isAnswer && !isRunning && message.finish !== "stop";
     end.hidden = !isCut;
-    end.textContent = isCut ? (ENDS[message.finish] ?? "This answer was never finished.") : "";
+    const open = message.elsewhere ? "Being answered in another program…" : "This answer was never finished.";
+    end.textContent = isCut ? (ENDS[message.finish] ?? open) : "";
 
     const place = message.siblings.indexOf(message.id);
     const kind = isAnswer ? "answer" : "question";
@@ -108,7 +109,7 @@ export class Messages {
       !isAnswer && ["edit", "Edit", "Edit this question"],
       isAnswer && !isRunning && ["again", "Again", "Answer again"],
       !isAnswer && isLast && !isRunning && ["answer", "Answer", "Answer this question"],
-      isCut && isLast && ["go on", "Go on", "Go on with this answer"],
+      isCut && isLast && !message.elsewhere && ["go on", "Go on", "Go on with this answer"],
       message.siblings.length > 1 && place > 0 && ["previous", "‹", `The ${kind} before this one`],
       message.siblings.length > 1 && `${place + 1}/${message.siblings.length}`,
       message.siblings.length > 1 && place + 1 < message.siblings.length && ["next", "›", `The ${kind} after this one`],
