@@ -1,5 +1,8 @@
 """`nanochat serve`: a model behind a page and an OpenAI-compatible API."""
 
+import errno
+import math
+import re
 import socket
 from typing import Annotated
 
@@ -13,6 +16,7 @@ from nanochat.errors import UsageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DTYPES = ("auto", "float32", "bfloat16")
+EVERYWHERE = ("0.0.0.0", "::")
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
 
@@ -61,7 +65,11 @@ def serve(
     """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": None, "seed": None, "max_new_tokens": None}
     check_sampling(sampling)
+    for option, seconds in (("--deadline", deadline), ("--drain", drain)):
+        if not math.isfinite(seconds):
+            raise UsageError(f"{option} {seconds} is no number of seconds", f"nanochat serve {option} 300")
     key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
+    check_key(key, f"${KEY_VARIABLE}" if api_key is None else "--api-key")
     is_local = host in LOOPBACK
     if not is_local and not key and not no_api_key:
         raise UsageError(
@@ -102,29 +110,60 @@ def serve(
     )
     names = {*LOOPBACK_NAMES, host, *(allow_host or [])}
     access = Access(names if is_local or allow_host else None, tuple(allow_origin or ()), key)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    bound, number = listener.getsockname()[:2]
+    is_everywhere = bound in EVERYWHERE
+    name = "127.0.0.1" if is_everywhere else f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{number}"
 
     def tell() -> None:
+        if is_everywhere:
+            invocation.console.say(f"it listens on all addresses of this machine, port {number}")
         invocation.console.say(f"{slots} slots of {service.max_context:,} tokens; the API is at {address}/v1")
         invocation.console.say("the page is at this address; Ctrl-C ends")
         invocation.console.show(address)
 
-    run_server(build_app(service, access, store), service, listener, drain, tell)
+    run_server(build_app(service, access, store), service, listener, drain, tell, say=invocation.console.say)
     return 0
+
+
+def check_key(key: str, source: str) -> None:
+    """Raise UsageError for a key that a client cannot send in a header. It is not repeated: it is a secret."""
+    if wrong := re.search(r"[^!-~]", key):
+        what = "a space" if wrong[0] == " " else "no visible ASCII character"
+        raise UsageError(
+            f"character {wrong.start() + 1} of {source} is {what}, and no API client can send such a key",
+            "python -c 'import secrets; print(secrets.token_urlsafe())'  # makes one that all can send",
+        )
 
 
 def open_port(host: str, port: int) -> socket.socket:
     """Listen, before the model is loaded: a port that is taken is said at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY; without it the first token waits 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = None
     try:
+        # With the protocol named, asyncio sets TCP_NODELAY; without it the first token waits 40 ms for an
+        # acknowledgement.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::" and socket.has_dualstack_ipv6():
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((host, port))
         listener.listen(512)
-    except OSError as error:
-        listener.close()
-        hint = f"nanochat serve --port {port + 1}" if 0 < port < 65535 else "nanochat serve --host 127.0.0.1"
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}", hint) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: what no name of a host can be
+        if listener is not None:
+            listener.close()
+        why = getattr(error, "strerror", None) or str(error)
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise UsageError(f"cannot listen on {place}: {why}", _suggest_place(error, port)) from error
     listener.set_inheritable(False)
     return listener
+
+
+def _suggest_place(error: Exception, port: int) -> str:
+    """Another port where it is the port that cannot be had, another address where it is the address."""
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"nanochat serve --port {port + 1 if port < 65535 else 0}"
+    if number in (errno.EACCES, errno.EPERM):
+        return "nanochat serve --port 8000  # below 1024 they are the administrator's"
+    return "nanochat serve --host 127.0.0.1  # or another address of this machine"
