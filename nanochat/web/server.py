@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from nanochat.web.patience import PatientProtocol
 from nanochat.web.service import Service
 from nanochat.web.talks import Talks
 
@@ -116,6 +117,7 @@ def run_server(
     """
     config = uvicorn.Config(
         app,
+        http=PatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -126,6 +128,7 @@ def run_server(
         ws_per_message_deflate=False,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # else a line for each write to a client that left
     server = kind(config, service, app.state.talks, drain_seconds, tell, say)
     server.run(sockets=[listener])
     if service.failure is not None:

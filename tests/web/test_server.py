@@ -12,6 +12,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from nanochat.web import guard, patience
 from nanochat.web.guard import Access
 from nanochat.web.service import Limits
 from nanochat.web.sse import within
@@ -289,3 +290,32 @@ def test_an_engine_that_is_gone_for_good_leaves_the_others() -> None:
         codes = [server.post("/v1/completions", {"prompt": [97]}).status_code for _ in range(4)]
         assert codes == [500, 200, 200, 200]
         assert server.get("/health").status_code == 200
+
+
+def test_connections_on_which_nothing_is_asked_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    with serving(SlowModel(), slots=1) as server:
+        port = int(server.url.rpartition(":")[2])
+        body = json.dumps({"prompt": [97], "max_tokens": 80, "temperature": 0}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
+        for sent, answer in ((b"", b""), (head, b""), (head + b"\r\n" + body[:5], b"HTTP/1.1 408")):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(sent)
+                assert client.recv(1000).startswith(answer), sent
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:  # a long answer is not cut
+            client.sendall(head + b"\r\n" + body)
+            assert b"200 OK" in client.recv(10_000)
+        assert server.get("/health").status_code == 200
+
+
+def test_a_client_that_leaves_with_half_a_body_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(SlowModel(), slots=1) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+                client.sendall(
+                    b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"prompt"'
+                )
+        assert server.get("/health").status_code == 200
+        time.sleep(0.2)
+    assert "Traceback" not in caplog.text and "a bug" not in caplog.text
