@@ -137,6 +137,8 @@ class RemoteSession:
         self._answering = True
         self.notice, self.finish = "", None
         self._num_new, self._started, self._seconds = 0, 0.0, 0.0
+        if num_kept < len(self._messages):
+            self.context_used = 0  # the server tells that of the other branch at the end
         self._tools = []
         parts: list[Part] = []
         is_kept = False  # a question that was refused is no part of the conversation
