@@ -227,3 +227,19 @@ async def test_what_another_program_adds_comes_onto_the_screen(store: ChatStore)
         await settle(app, pilot)
         assert texts(app) == ["a", "one", "b", "two", "c", "three"]
         assert [stored.message.text for stored in store.read(app.recorder.chat or "")] == texts(app)
+
+
+async def test_one_ctrl_c_leaves_in_mid_reply_and_keeps_what_was_said(store: ChatStore) -> None:
+    app = kept_app(store, "abcdef")
+    app.session._engine.model.pause_after = 3
+    async with app.run_test() as pilot:
+        app.query_one(PromptArea).insert("go")
+        await pilot.press("enter")
+        model = app.session._engine.model
+        await asyncio.to_thread(model.paused.wait, 10)
+        await pilot.press("ctrl+c")
+        model.resume.set()
+        await pilot.pause()
+    assert not app.is_running
+    question, answer = (each.message.text for each in store.read(store.list()[0].id))
+    assert question == "go" and answer and "abcdef".startswith(answer)
