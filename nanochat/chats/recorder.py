@@ -11,7 +11,7 @@ from typing import Any
 from nanochat.chats.store import ChatStore, StoredMessage
 from nanochat.conversation import Conversation, Message, Part, user
 
-SAVE_SECONDS = 0.1
+SAVE_SECONDS = 0.02
 """Between two writes of an answer that is being said, the first of which is at its first piece."""
 
 

@@ -146,10 +146,17 @@ class ChatStore:
 
     def write(self, message: int, parts: Sequence[Part], finish: Finish | None = None) -> None:
         """Replace what an answer says so far. Quietly nothing where its conversation was deleted meanwhile."""
-        with self._writing():
-            self._db.execute("UPDATE messages SET parts = ?, finish = ? WHERE id = ?", (_dump(parts), finish, message))
-            chat = "(SELECT chat FROM messages WHERE id = ?)"
-            self._db.execute(f"UPDATE chats SET updated = ? WHERE id = {chat}", (time.time(), message))
+        # A kill loses nothing of it without waiting for the disk; a power cut may take the last words of an answer that
+        # is being said, never the end of one.
+        self._db.execute(f"PRAGMA synchronous = {'NORMAL' if finish is None else 'FULL'}")
+        try:
+            with self._writing():
+                row = (_dump(parts), finish, message)
+                self._db.execute("UPDATE messages SET parts = ?, finish = ? WHERE id = ?", row)
+                chat = "(SELECT chat FROM messages WHERE id = ?)"
+                self._db.execute(f"UPDATE chats SET updated = ? WHERE id = {chat}", (time.time(), message))
+        finally:
+            self._db.execute("PRAGMA synchronous = FULL")
 
     def discard(self, chat: str, message: int, leaf: int | None) -> None:
         """Take back a message that was never answered, and show another leaf; a conversation without any goes too."""

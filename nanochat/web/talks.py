@@ -8,12 +8,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from nanochat.chats.export import export_chat, parse_chats
-from nanochat.chats.recorder import SAVE_SECONDS
 from nanochat.chats.store import ChatInfo, ChatStore, Finish, StoredMessage
 from nanochat.conversation import Message, Part, user
 from nanochat.engine.decoding import Piece
@@ -40,7 +39,7 @@ T = TypeVar("T")
 class Running:
     """An answer that is being said. windows: those that it belongs to.
 
-    pieces: that came since the last change of the page; flush: what will show them. first, last: when tokens came.
+    pieces: that came since the last change of the page; showing: what shows them. first, last: when tokens came.
     """
 
     chat: str
@@ -56,7 +55,7 @@ class Running:
     first: float = 0.0
     last: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
-    flush: asyncio.TimerHandle | None = None
+    showing: asyncio.Task[None] | None = field(default=None, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
@@ -79,7 +78,6 @@ class Talks:
         self._windows: dict[Watcher, str | None] = {}
         self._running: dict[str, Running] = {}
         self._reserved: set[str] = set()
-        self._saves: set[asyncio.Future[None]] = set()
         self._look: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -102,7 +100,7 @@ class Talks:
     @property
     def num_running(self) -> int:
         """Answers that are being said or written down."""
-        return len(self._running) + len(self._saves)
+        return len(self._running)
 
     def enter(self, watcher: Watcher) -> None:
         """A window opens, which shows no conversation yet."""
@@ -297,27 +295,38 @@ class Talks:
         """Read an answer to its end, show it and write it down."""
         finish: Finish | None = None
         error = ""
-        saved = float("-inf")
         try:
             async for chunk in self.service.read(running.answer, (), running.arrived):
                 now = time.monotonic()
                 running.first, running.last = running.first or now, now
                 finish = chunk.finish
                 running.pieces += chunk.pieces
-                if running.pieces and running.flush is None:
-                    self._grow(running)
-                    running.flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush, running)
-                if now - saved > SAVE_SECONDS and not self._saves:
-                    self._save(running)
-                    saved = now
+                if running.pieces and running.showing is None:
+                    running.showing = asyncio.ensure_future(self._keep_and_show(running))
         except ApiError as failed:
             error = failed.message
         except Exception as bug:
             LOG.error("a bug", exc_info=bug)
             error = f"{type(bug).__name__}: {bug}"
         finally:
-            self._flush(running)
+            if running.showing is not None:
+                await running.showing
             await self._end(running, finish, error)
+
+    async def _keep_and_show(self, running: Running) -> None:
+        """Write what came and show it then: a kill loses nothing that was seen. As often as the disk lets it."""
+        while running.pieces:
+            pieces, running.pieces = running.pieces, []
+            started = time.monotonic()
+            changes = running.growing.feed(pieces)
+            parts = list(running.growing.parts)
+            with suppress(ApiError):  # a disk that is full is said at the end
+                await self._do(lambda parts=parts: self.store.write(running.message, parts))
+            if changes and not running.is_deleted:
+                event = {"event": "grew", "chat": running.chat, "message": running.message, "changes": changes}
+                self._tell(running.chat, event)
+            await asyncio.sleep(max(0.0, started + FLUSH_SECONDS - time.monotonic()))
+        running.showing = None
 
     async def _end(self, running: Running, finish: Finish | None, error: str) -> None:
         chat = running.chat
@@ -348,29 +357,6 @@ class Talks:
             shown = {}
         self._tell(chat, {**ended, "shown": shown, "notice": running.notice, "error": error})
         self._tell_all({"event": "chats"})
-
-    def _flush(self, running: Running) -> None:
-        """Show what came since the last change."""
-        if running.flush is not None:
-            running.flush.cancel()
-        running.flush = None
-        self._grow(running)
-
-    def _grow(self, running: Running) -> None:
-        changes = running.growing.feed(running.pieces)
-        running.pieces = []
-        if changes and not running.is_deleted:
-            self._tell(
-                running.chat, {"event": "grew", "chat": running.chat, "message": running.message, "changes": changes}
-            )
-
-    def _save(self, running: Running) -> None:
-        """Write what was said so far, in the store's thread; a failure is said at the end."""
-        parts = list(running.growing.parts)
-        # Handed to the thread at once, so that the last write stays the last.
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self.store.write, running.message, parts)
-        self._saves.add(future)
-        future.add_done_callback(lambda done: (self._saves.discard(done), done.cancelled() or done.exception()))
 
     @asynccontextmanager
     async def _reserve(self, chat: str | None) -> AsyncIterator[None]:

@@ -197,7 +197,6 @@ def test_a_kill_in_mid_reply_keeps_what_was_said(trained_home: Path, tmp_path: P
             asked = page.get("ask", **wish)
             chat = asked["chat"]
             page.wait("grew")
-            time.sleep(0.1)  # it is written down a moment after it is shown
             process.kill()
         process.wait()
         store = ChatStore(home / "chats" / "chats.db")

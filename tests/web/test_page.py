@@ -440,8 +440,8 @@ def test_a_conversation_that_is_deleted_elsewhere_is_left_with_a_word(server: Se
     one.page.get_by_role("button", name="Delete for good").click()
     two.page.get_by_text("This conversation was deleted in another window.").wait_for()
     assert two.page.locator("#welcome").is_visible() and one.page.locator("#notice").is_hidden()
+    two.page.goto("about:blank")
     two.page.goto(f"{server.url}#zzzz")
-    two.page.reload()
     two.page.get_by_text("That conversation is not there any more.").wait_for()
 
 

@@ -4,7 +4,6 @@ import json
 import random
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +158,7 @@ def test_the_last_window_that_closes_ends_an_answer(slow: Serving) -> None:
         other.wait("grew")  # it goes on for the other window
         assert slow.service.pool.num_active == 1
     assert wait_until(lambda: slow.service.pool.num_active == 0, 2)
+    assert wait_until(lambda: slow.talks.num_running == 0, 2)  # it is written down
     with window(slow) as page:
         assert page.get("open", chat=chat)["messages"][1]["finish"] == "cancelled"
 

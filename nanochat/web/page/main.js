@@ -55,8 +55,8 @@ function take(event) {
   if (event.event === "chats") {
     refreshList();
   } else if (event.event === "deleted") {
-    refreshList();
     if (state.chat?.id === event.chat) leave(event.chat === state.deleting ? "" : "This conversation was deleted in another window.");
+    refreshList();
   } else if (event.event === "shown" && isShown(event.chat.id)) {
     show(event);
     if (event.running != null) say("Answering.");
@@ -105,6 +105,7 @@ async function open(id, push = false) {
 
 // The conversation is gone: show an empty one.
 async function leave(why) {
+  state.chat = null; // at once, for the list looks whether it is there
   history.replaceState(null, "", location.pathname);
   await open(null);
   if (why) warn(why);
@@ -206,7 +207,7 @@ async function refreshList() {
   $("no-chats").hidden = chats.length > 0;
   $("no-chats").textContent = $("search").value ? "No conversation holds these words." : "No conversations yet.";
   const current = chats.find((chat) => chat.id === state.chat?.id);
-  if (!current && state.chat && state.running == null && !$("search").value && !more) return leave("This conversation was deleted by another program.");
+  if (!current && state.chat && state.running == null && state.chat.id !== state.deleting && !$("search").value && !more) return leave("This conversation was deleted by another program.");
   if (current && state.running == null && !current.running && current.updated !== state.chat.updated) await open(current.id); // another program wrote to it
   else if (current && current.title !== state.chat.title) state.chat.title = current.title;
   update();
