@@ -59,6 +59,11 @@ class ReadChat:
     system: str = ""
     answers: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def stored(self) -> tuple[Conversation, str, str, Sequence[Any]]:
+        """As ChatStore.load_all takes it."""
+        return self.conversation, self.system, self.title, self.answers
+
 
 def parse_chats(text: str, name: str) -> list[ReadChat]:
     """Conversations from json or jsonl as `export_chat` writes it, or as training data is. Raises DataError."""
@@ -70,7 +75,7 @@ def parse_chats(text: str, name: str) -> list[ReadChat]:
         raise DataError(f"{name}: nested too deep", f"nanochat data check {name}") from None
     except ValueError:
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))

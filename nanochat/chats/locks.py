@@ -5,6 +5,7 @@ A byte of one file stands for an answer; the system's record locks (fcntl, POSIX
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 _FILES: dict[Path, int] = {}
@@ -21,7 +22,10 @@ class AnswerLocks:
     def hold(self, message: int) -> None:
         """This program writes the answer from now on."""
         self._held.add(message)
-        self._lock(message, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(20):  # somebody who asks takes it for a moment
+            if self._lock(message, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return
+            time.sleep(0.005)
 
     def release(self, message: int) -> None:
         self._held.discard(message)

@@ -72,11 +72,17 @@ class Recorder:
             self._follow()
 
     def catch_up(self) -> bool:
-        """Follow what another program added to this conversation; whether there was anything. Between answers only."""
+        """Follow what another program did to this conversation; whether there was anything. Between answers only.
+
+        One that was deleted is left: a new one begins.
+        """
         if self.store is None or self.chat is None:
             return False
         found = self.store.read(self.chat)
-        if not found or [_state(one) for one in found] == [_state(one) for one in self.path]:
+        if not found:
+            self.new()
+            return True
+        if [_state(one) for one in found] == [_state(one) for one in self.path]:
             return False
         self._follow()
         return True

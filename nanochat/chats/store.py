@@ -10,7 +10,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ MAX_TITLE = 60
 
 Finish = Literal["stop", "length", "cancelled"]
 
+# Ids are never used again (AUTOINCREMENT): whoever still writes an answer that was deleted must not hit another one.
 SCHEMA = """
 CREATE TABLE chats (
   id TEXT PRIMARY KEY,
@@ -38,7 +39,7 @@ CREATE TABLE chats (
   leaf INTEGER
 );
 CREATE TABLE messages (
-  id INTEGER PRIMARY KEY,
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
   chat TEXT NOT NULL REFERENCES chats(id) ON DELETE CASCADE,
   parent INTEGER REFERENCES messages(id) ON DELETE CASCADE,
   role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
@@ -178,7 +179,7 @@ class ChatStore:
         place = found[0] if found else None
         while place is not None and place in rows:
             row = rows[place]
-            path.append(self._build(row, tuple(children[row[1]])))
+            path.append(self._build(chat, row, tuple(children[row[1]])))
             place = row[1]
         return tuple(reversed(path))
 
@@ -211,6 +212,12 @@ class ChatStore:
                     found.append(ChatInfo(*row))
         return found
 
+    def list_one(self, chat: str) -> ChatInfo | None:
+        """One conversation as the list has it, without the number of its messages; None where it is deleted."""
+        with self._reading():
+            row = self._one("SELECT id, title, system, created, updated FROM chats WHERE id = ?", chat)
+        return ChatInfo(*row) if row else None
+
     def find(self, name: str) -> ChatInfo:
         """A conversation by the beginning of its id, `latest` for the newest. Raises MissingError or UsageError."""
         chats = self.list()
@@ -241,16 +248,23 @@ class ChatStore:
 
         answers: of each answer a dictionary of model, sampling and finish; without them they are whole.
         """
+        (chat,) = self.load_all([(conversation, system, title, answers)])
+        return chat
+
+    def load_all(self, chats: Iterable[tuple[Conversation, str, str, Sequence[Any]]]) -> tuple[str, ...]:
+        """Store conversations, each with the arguments of `load`; all of them or none."""
         with self._writing():
-            chat, parent, number = self._create(system, title), None, 0
-            for message in conversation.messages:
-                about: dict[str, Any] = {}
-                if message.role == "assistant":
-                    about = answers[number] if number < len(answers) else {"finish": "stop"}
-                    number += 1
-                parent = self._add(
-                    chat, parent, message, about.get("model", ""), about.get("sampling"), about.get("finish")
-                )
+            return tuple(self._load(*each) for each in chats)
+
+    def _load(self, conversation: Conversation, system: str, title: str, answers: Sequence[Any]) -> str:
+        chat, parent, number = self._create(system, title), None, 0
+        for message in conversation.messages:
+            about: dict[str, Any] = {}
+            if message.role == "assistant":
+                about = answers[number] if number < len(answers) else {"finish": "stop"}
+                number += 1
+            model, sampling, finish = about.get("model", ""), about.get("sampling"), about.get("finish")
+            parent = self._add(chat, parent, message, model, sampling, finish)
         return chat
 
     def _create(self, system: str, title: str) -> str:
@@ -279,15 +293,18 @@ class ChatStore:
         if words in title.casefold():
             return True
         texts = self._db.execute("SELECT parts FROM messages WHERE chat = ?", (chat,))
-        return any(words in part["text"].casefold() for (text,) in texts for part in json.loads(text))
+        return any(words in part["text"].casefold() for (text,) in texts for part in _parse(text))
 
-    def _build(self, row: Sequence[Any], siblings: tuple[int, ...]) -> StoredMessage:
+    def _build(self, chat: str, row: Sequence[Any], siblings: tuple[int, ...]) -> StoredMessage:
         number, parent, role, parts, model, sampling, finish, created = row
         try:
             message = Message(role, tuple(Part(part["type"], part["text"]) for part in json.loads(parts)))
             known = json.loads(sampling)
         except (ValueError, KeyError, TypeError) as error:
-            raise name_fault(error, self.path) from error
+            raise DataError(
+                f"message {number} of conversation {chat} is damaged: {error}",
+                f"nanochat chats rm {chat}  # or leave it: the others are whole",
+            ) from error
         is_open = role == "assistant" and finish is None
         elsewhere = is_open and self.locks.is_elsewhere(number)
         return StoredMessage(number, parent, message, model, known, finish, created, siblings, elsewhere)
@@ -328,7 +345,10 @@ class ChatStore:
     @property
     def version(self) -> int:
         """Another number after another program wrote to the file."""
-        return self._one("PRAGMA data_version")[0]
+        try:
+            return self._one("PRAGMA data_version")[0]
+        except sqlite3.Error as error:
+            raise name_fault(error, self.path) from error
 
 
 _MESSAGES = "SELECT id, parent, role, parts, model, sampling, finish, created FROM messages"
@@ -346,6 +366,14 @@ def make_title(text: str) -> str:
     return line[: MAX_TITLE - 3].rsplit(" ", 1)[0] + "..."
 
 
+def _parse(parts: str) -> list[Any]:
+    """Parts as they were stored; none where they are damaged, which `read` says."""
+    try:
+        return [part for part in json.loads(parts) if isinstance(part["text"], str)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 def _storable(text: str) -> str:
     """Without half characters (lone surrogates), which UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode()
@@ -358,5 +386,4 @@ def _has_log(path: Path) -> bool:
 
 
 def _dump(parts: Sequence[Part]) -> str:
-    # A lone surrogate cannot be stored as UTF-8; escaped it can.
-    return json.dumps([{"type": part.kind, "text": part.text} for part in parts])
+    return json.dumps([{"type": part.kind, "text": _storable(part.text)} for part in parts])

@@ -117,9 +117,9 @@ def import_file(
         raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
     found = parse_chats(text, name)
     store = open_store(invocation)
-    ids = [store.load(chat.conversation, chat.system, chat.title, chat.answers) for chat in found]
+    ids = store.load_all(chat.stored for chat in found)
     if invocation.as_json:
-        invocation.console.show_json(ids)
+        invocation.console.show_json(list(ids))
     else:
         invocation.console.say(
             f"took in {len(ids)} conversation{'s' if len(ids) > 1 else ''}; next:  nanochat chats ls"

@@ -152,7 +152,7 @@ class ChatApp(ThreadApp):
                 self.prompt.clear()
                 await self._start(self.recorder.edit(turn, text), turn, text)
             elif await self._catch_up():
-                self.notify("Nothing was sent: look at what was added, then send again.")
+                self.notify("Nothing was sent: look at what is there now, then send again.")
             else:
                 self.prompt.clear()
                 turn = len(self.session.history.messages) // 2
@@ -289,7 +289,8 @@ class ChatApp(ThreadApp):
         except NanochatError:  # said where something is asked
             return False
         await self._show_all()
-        self.notify("The conversation went on in another program.")
+        what = "was deleted" if self.recorder.chat is None else "went on"
+        self.notify(f"The conversation {what} in another program.")
         return True
 
     async def _open_chat(self, chat: str | None) -> None:

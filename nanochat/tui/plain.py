@@ -9,6 +9,8 @@ from nanochat.errors import NanochatError, UsageError
 from nanochat.tui.commands import Models, Outcome, as_text, explain, parse_command, run_command, write_turns
 
 PROMPT = "> "
+ABOUT_TURNS = ("again", "edit", "prev", "next")
+"""Commands that must know the conversation as it is now."""
 Write = Callable[[str], object]
 
 
@@ -41,10 +43,13 @@ def run_plain(
         recorder.session.notice = ""
         try:
             command = parse_command(line)
-            if command is None:
-                if recorder.catch_up():
+            if (command is None or command[0] in ABOUT_TURNS) and recorder.catch_up():
+                if recorder.chat is None:
+                    note("The conversation was deleted in another program; a new one begins.")
+                else:
                     note("The conversation went on in another program; it is now:")
                     write(plain_text(write_turns(recorder)) + "\n")
+            if command is None:
                 write_answer(recorder.send(as_text(line)), write)
             else:
                 outcome = run_command(recorder, *command, models)

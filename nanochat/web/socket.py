@@ -138,7 +138,7 @@ class Window:
             case wishes.Hello():
                 return describe_server(talks)
             case wishes.List():
-                return await talks.find(wish.search)
+                return await talks.find(self.tell, wish.search)
             case wishes.Open():
                 talks.watch(self.tell, wish.chat)
                 return await talks.show(wish.chat) if wish.chat is not None else None

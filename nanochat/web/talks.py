@@ -52,6 +52,7 @@ class Running:
     windows: set[Watcher]
     is_stopped: bool = False
     is_deleted: bool = False
+    finish: Finish | None = None
     first: float = 0.0
     last: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Talks:
         self._windows: dict[Watcher, str | None] = {}
         self._running: dict[str, Running] = {}
         self._reserved: set[str] = set()
+        self._unwritten: dict[int, Running] = {}
         self._look: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -90,6 +92,7 @@ class Talks:
         for running in list(self._running.values()):
             running.answer.stream.cancel()
         await asyncio.gather(*(running.task for running in list(self._running.values()) if running.task))
+        await self._write_the_unwritten()
         await asyncio.to_thread(self._thread.shutdown)
         self.store.close()
 
@@ -120,11 +123,17 @@ class Talks:
             if chat in self._running:
                 self._running[chat].windows.add(watcher)
 
-    async def find(self, search: str) -> dict[str, Any]:
-        """The newest conversations that hold the words, and whether there are more."""
+    async def find(self, watcher: Watcher, search: str) -> dict[str, Any]:
+        """The newest conversations that hold the words, whether there are more, and the one that the window shows.
+
+        current: of that one what the list says, whatever the words are; None where it is deleted.
+        """
+        watched = self._windows.get(watcher)
+        current = await self._do(lambda: self.store.list_one(watched)) if watched else None
         found = await self._do(lambda: self.store.list(search, MAX_LISTED + 1))
         shown = [show_info(info) | {"running": info.id in self._running} for info in found[:MAX_LISTED]]
-        return {"chats": shown, "more": len(found) > MAX_LISTED}
+        about = {"watched": watched, "current": show_info(current) if current else None}
+        return {"chats": shown, "more": len(found) > MAX_LISTED, **about}
 
     async def show(self, chat: str) -> dict[str, Any]:
         """A conversation with its current branch, and what is being said in it."""
@@ -136,6 +145,9 @@ class Talks:
             for message in shown["messages"]:
                 if message["id"] == running.message:
                     message["parts"] = running.growing.shown
+        for message in shown["messages"]:
+            if message["id"] in self._unwritten:
+                message["parts"] = self._unwritten[message["id"]].growing.shown
         return shown
 
     async def ask(
@@ -151,6 +163,8 @@ class Talks:
                 system = info.system
                 if parent is not None and (not before or before[-1].message.role != "assistant"):
                     raise ApiError(404, "the answer before this question is not there any more")
+                if before and before[-1].is_elsewhere:
+                    raise ApiError(409, "another program is writing the answer before it", code="answering")
 
             def add(**about: Any) -> tuple[str, int]:
                 name = self.store.create(system) if chat is None else chat
@@ -233,12 +247,9 @@ class Talks:
         except NanochatError as error:
             raise ApiError(400, error.message) from error
 
-        def load() -> list[str]:
-            return [self.store.load(chat.conversation, chat.system, chat.title, chat.answers) for chat in found]
-
-        chats = await self._do(load)
+        chats = await self._do(lambda: self.store.load_all(chat.stored for chat in found))
         self._tell_all({"event": "chats"})
-        return chats
+        return list(chats)
 
     async def _begin(
         self,
@@ -313,6 +324,22 @@ class Talks:
                 await running.showing
             await self._end(running, finish, error)
 
+    async def _write_end(self, running: Running) -> None:
+        """Raises ApiError where the disk does not take it; then it is tried again, and the page has it meanwhile."""
+
+        def write() -> None:
+            self.store.write(running.message, running.growing.parts, running.finish)
+            self.store.locks.release(running.message)
+
+        await self._do(write)
+
+    async def _write_the_unwritten(self) -> None:
+        for message, running in list(self._unwritten.items()):
+            with suppress(ApiError):
+                await self._write_end(running)
+                del self._unwritten[message]
+                self._tell(running.chat, {"event": "shown", **await self.show(running.chat)})
+
     async def _keep_and_show(self, running: Running) -> None:
         """Write what came and show it then: a kill loses nothing that was seen. As often as the disk lets it."""
         while running.pieces:
@@ -337,16 +364,12 @@ class Talks:
             elif is_late:
                 running.notice = f"The answer was cut off after {self.service.limits.deadline_seconds:g} seconds."
 
-        def write() -> None:
-            try:
-                self.store.write(running.message, running.growing.parts, finish)
-            finally:
-                self.store.locks.release(running.message)
-
+        running.finish = finish
         try:
-            await self._do(write)
+            await self._write_end(running)
         except ApiError as failed:
             error = error or failed.message
+            self._unwritten[running.message] = running
         self._running.pop(chat, None)
         ended: dict[str, Any] = {"event": "ended", "chat": chat, "message": running.message, "stats": running.stats}
         if running.is_deleted:
@@ -407,4 +430,5 @@ class Talks:
             if version not in (None, found):
                 self._tell_all({"event": "chats"})
             version = found
+            await self._write_the_unwritten()
             await asyncio.sleep(LOOK_SECONDS)

@@ -166,3 +166,11 @@ def test_an_answer_that_is_being_said_is_marked_for_others(store: ChatStore) -> 
     (answer,) = store.locks._held
     list(pieces)
     assert recorder.path[1].id == answer and not store.locks._held
+
+
+def test_a_conversation_that_was_deleted_elsewhere_is_left(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], ["two"]), store)
+    say(recorder.send("a"))
+    ChatStore(store.path).delete(recorder.chat or "")
+    assert recorder.catch_up() and recorder.chat is None and recorder.session.history.messages == ()
+    assert say(recorder.send("b")) == "two" and shown(recorder) == ["b", "two"]

@@ -240,7 +240,7 @@ def test_half_characters_and_half_conversations_are_not_stored(store: ChatStore)
     line = '{"messages": [{"role": "user", "content": "\\ud800 hi"}, {"role": "assistant", "content": "a \\ud800"}]}'
     (read,) = parse_chats(line, "f")
     chat = store.load(read.conversation, "system \ud800", "title \ud800")
-    assert store.find(chat).title == "title ?" and store.read(chat)[1].message.text == "a \ud800"
+    assert store.find(chat).title == "title ?" and store.read(chat)[1].message.text == "a ?"
     before = len(store.list())
     bad = Conversation((user("q"), Message("somebody", (Part("text", "a"),))))  # type: ignore[arg-type]
     with pytest.raises(DataError):
@@ -341,3 +341,37 @@ def test_an_answer_of_another_program_is_told_from_one_that_was_killed(store: Ch
     store.locks.hold(int(answer))
     assert not store.read(chat)[1].is_elsewhere  # our own
     store.locks.release(int(answer))
+
+
+def test_an_id_is_never_used_again(store: ChatStore) -> None:
+    one = store.create()
+    answer = store.add(one, store.add(one, None, user("q")), Message("assistant", ()))
+    store.delete(one)
+    two = store.create()
+    other = store.add(two, store.add(two, None, user("q")), assistant("mine"), finish="stop")
+    store.write(answer, (Part("text", "from the deleted one"),), "stop")
+    assert other > answer + 1 and store.read(two)[1].message.text == "mine"
+
+
+def test_separators_of_unicode_are_no_lines(store: ChatStore) -> None:
+    chat = store.load(Conversation((user("a\u2028b\u0085c"), assistant("d"))))
+    line = export_chat(store.find(chat), store.read(chat), "jsonl")
+    assert [read.conversation.messages[0].text for read in parse_chats(line * 2, "f")] == ["a\u2028b\u0085c"] * 2
+
+
+def test_one_damaged_message_harms_no_other_conversation(store: ChatStore) -> None:
+    bad, good = (store.load(Conversation((user(word), assistant("x")))) for word in ("bad", "good"))
+    with sqlite3.connect(store.path) as db:  # type: ignore[arg-type]
+        db.execute("UPDATE messages SET parts = '[1' WHERE chat = ?", (bad,))
+    assert [info.id for info in store.list("good")] == [good]
+    with pytest.raises(DataError, match=f"of conversation {bad} is damaged") as refused:
+        store.read(bad)
+    assert refused.value.hint.startswith(f"nanochat chats rm {bad}") and len(store.read(good)) == 2
+
+
+def test_many_are_taken_in_or_none(store: ChatStore) -> None:
+    good = Conversation((user("q"), assistant("a")))
+    bad = Conversation((user("q"), Message("somebody", ())))  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        store.load_all([(good, "", "", ()), (bad, "", "", ())])
+    assert store.list() == [] and len(store.load_all([(good, "", "", ())] * 3)) == 3

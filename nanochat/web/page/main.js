@@ -64,7 +64,8 @@ function take(event) {
     remember(event);
     keepAtEnd(() => messages.grow(event.message, event.changes));
   } else if (event.event === "ended" && isShown(event.chat)) {
-    if (event.shown.chat) show(event.shown);
+    if (!event.shown.chat) return leave("This conversation was deleted by another program.");
+    show(event.shown);
     showStats(event.stats);
     if (event.error) warn(event.error);
     else if (event.notice) warn(event.notice);
@@ -206,10 +207,12 @@ async function refreshList() {
   if (more) $("chats").append(make("li", { class: "muted" }, `The newest ${chats.length}; search finds older ones.`));
   $("no-chats").hidden = chats.length > 0;
   $("no-chats").textContent = $("search").value ? "No conversation holds these words." : "No conversations yet.";
-  const current = chats.find((chat) => chat.id === state.chat?.id);
-  if (!current && state.chat && state.running == null && state.chat.id !== state.deleting && !$("search").value && !more) return leave("This conversation was deleted by another program.");
-  if (current && state.running == null && !current.running && current.updated !== state.chat.updated) await open(current.id); // another program wrote to it
-  else if (current && current.title !== state.chat.title) state.chat.title = current.title;
+  if (state.chat && found.watched === state.chat.id && state.running == null) {
+    const { current } = found;
+    if (!current) return state.chat.id === state.deleting ? undefined : leave("This conversation was deleted by another program.");
+    if (current.updated !== state.chat.updated) await open(current.id); // another program wrote to it
+    else state.chat.title = current.title;
+  }
   update();
 }
 
