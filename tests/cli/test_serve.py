@@ -24,7 +24,10 @@ from tests.cli.conftest import Outcome
 from tests.web.test_talk import Window
 
 Call = Callable[..., Outcome]
-CODE = "import sys; from nanochat.cli.main import main; sys.exit(main())"
+CODE = (
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where the tests run under nohup
+    "from nanochat.cli.main import main; sys.exit(main())"
+)
 
 
 def start(
