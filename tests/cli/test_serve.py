@@ -24,14 +24,16 @@ from tests.cli.conftest import Outcome
 from tests.web.test_talk import Window
 
 Call = Callable[..., Outcome]
-CODE = (
-    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where the tests run under nohup
-    "from nanochat.cli.main import main; sys.exit(main())"
-)
+CODE = "import sys; from nanochat.cli.main import main; sys.exit(main())"
+
+
+def hear_hangups() -> None:
+    """The tests themselves may run under nohup, which new processes inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def start(
-    home: Path, *words: str, before: Callable[[], object] | None = None, err: int = subprocess.PIPE, **environ: str
+    home: Path, *words: str, before: Callable[[], object] = hear_hangups, err: int = subprocess.PIPE, **environ: str
 ) -> subprocess.Popen[str]:
     """before: done in the new process. err: where its stderr goes."""
     return subprocess.Popen(
