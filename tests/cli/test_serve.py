@@ -66,6 +66,7 @@ def test_a_terminal_that_closes_ends_it_well(trained_home: Path) -> None:
     ours, theirs = os.openpty()
 
     def take_terminal() -> None:
+        hear_hangups()
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
