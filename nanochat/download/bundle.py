@@ -59,6 +59,7 @@ def find_bundle(bundle: Bundle, say: Callable[[str], None] = lambda text: None) 
     if record is None:
         if bundle.is_wish or not (folder / SENTINEL).is_file():
             return None
+        _clear(folder, None)
         say(f"{folder} holds a bundle that was put there by hand; it is kept and recorded as it is")
         files = {path.relative_to(folder).as_posix(): _describe(path) for path in list_files(folder)}
         save_record(folder, Record(BY_HAND, "", files))
@@ -68,9 +69,7 @@ def find_bundle(bundle: Bundle, say: Callable[[str], None] = lambda text: None) 
     whole = all(size_of(folder / path) == entry.size for path, entry in record.files.items())
     if not whole or not (folder / SENTINEL).is_file():
         return None
-    shutil.rmtree(folder / UNPACKING, ignore_errors=True)  # of a process that was killed at the very end
-    (folder / DOWNLOAD).unlink(missing_ok=True)
-    sweep(folder, record)
+    _clear(folder, record)
     return record
 
 
@@ -121,15 +120,23 @@ def unpack(source: Path, bundle: Bundle) -> Record:
         before = load_record(folder) if (folder / "source.json").is_file() else None
         for path in sorted(set(before.files if before else ()) - paths):
             (folder / path).unlink(missing_ok=True)
-        for path in sorted(paths, key=lambda path: path == SENTINEL):
+        for path in sorted(paths - {SENTINEL}):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (staging / path).replace(folder / path)
-        sync_folder(folder)
         record = Record(bundle.source, mark, files)
-        save_record(folder, record)
+        save_record(folder, record)  # before core.yaml: a kill between the two must not make it one put here by hand
+        (staging / SENTINEL).replace(folder / SENTINEL)
+        sync_folder(folder)
         shutil.rmtree(staging, ignore_errors=True)
         sweep(folder, record)
     return record
+
+
+def _clear(folder: Path, record: Record | None) -> None:
+    """Delete what a process left that was killed while it put a bundle here. Hold the folder's lock."""
+    shutil.rmtree(folder / UNPACKING, ignore_errors=True)
+    (folder / DOWNLOAD).unlink(missing_ok=True)
+    sweep(folder, record)
 
 
 @contextmanager

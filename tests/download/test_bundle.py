@@ -1,5 +1,9 @@
 import io
+import os
+import shutil
 import stat
+import sys
+import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +79,49 @@ def test_a_cut_bundle_is_gone_on_from_only_while_it_is_the_same(server, bundle, 
     server.rules.clear()
     new_fetcher(update=True).fetch([], [bundle])
     assert (bundle.folder / "eval_data/two.jsonl").read_bytes() == b"other"
+
+
+DISK_EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
+
+
+def fetch_until(step: int, folder: Path, fetch: Callable[[], object]) -> bool:
+    """Fetch in a process that ends, as a kill ends it, before its step-th access to a path below the folder.
+
+    Returns whether it came to its end before.
+    """
+    pid = os.fork()
+    if not pid:
+        count = 0
+
+        def watch(event: str, args: tuple) -> None:
+            nonlocal count
+            if event in DISK_EVENTS and str(args[0]).startswith(str(folder)):
+                count += 1
+                if count > step:
+                    os._exit(9)
+
+        try:
+            sys.addaudithook(watch)
+            fetch()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 0
+
+
+def test_a_kill_before_any_step_on_the_disk_leaves_nothing_behind(server, bundle, new_fetcher) -> None:
+    steps = 0
+    while not fetch_until(steps, bundle.folder, lambda: new_fetcher().fetch([], [bundle])):
+        record = new_fetcher().fetch([], [bundle])[bundle.folder]
+        check_core(bundle.folder)
+        assert record.repo == bundle.source
+        shutil.rmtree(bundle.folder)
+        steps += 1
+    check_core(bundle.folder)
+    assert steps > 30
 
 
 def test_another_source_replaces_the_bundle_and_what_it_no_longer_holds(server, bundle, new_fetcher, tmp_path) -> None:
