@@ -6,51 +6,21 @@ mode: readers never wait, writers wait for each other.
 """
 
 import json
-import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat.chats.faults import find_inode, name_fault
+from nanochat.chats.database import Database
 from nanochat.chats.locks import AnswerLocks
 from nanochat.conversation import Conversation, Message, Part
 from nanochat.errors import DataError, MissingError, UsageError
 
-VERSION = 1
-WAIT_SECONDS = 15.0
-"""For another program's write to end."""
 MAX_TITLE = 60
 
 Finish = Literal["stop", "length", "cancelled"]
-
-# Ids are never used again (AUTOINCREMENT): whoever still writes an answer that was deleted must not hit another one.
-SCHEMA = """
-CREATE TABLE chats (
-  id TEXT PRIMARY KEY,
-  title TEXT NOT NULL,
-  system TEXT NOT NULL,
-  created REAL NOT NULL,
-  updated REAL NOT NULL,
-  leaf INTEGER
-);
-CREATE TABLE messages (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  chat TEXT NOT NULL REFERENCES chats(id) ON DELETE CASCADE,
-  parent INTEGER REFERENCES messages(id) ON DELETE CASCADE,
-  role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
-  parts TEXT NOT NULL,
-  model TEXT NOT NULL,
-  sampling TEXT NOT NULL,
-  finish TEXT,
-  created REAL NOT NULL
-);
-CREATE INDEX messages_of_chat ON messages(chat, parent);
-"""
 
 
 @dataclass(frozen=True)
@@ -92,43 +62,20 @@ class ChatStore:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.locks = path, AnswerLocks(path)
-        self._inode: tuple[int, int] | None = None
-        try:
-            self._db = self._open()
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                with self._writing():
-                    (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                    if version == 0:
-                        for statement in filter(str.strip, SCHEMA.split(";")):
-                            self._db.execute(statement)
-                        self._db.execute(f"PRAGMA user_version = {VERSION}")
-        except (OSError, sqlite3.Error) as error:
-            raise name_fault(error, path) from error
-        self._inode = find_inode(path) if path is not None else None
-        if version > VERSION:
-            raise DataError(f"{path} was written by a newer nanochat (version {version})", "pip install -U nanochat")
-
-    def _open(self) -> sqlite3.Connection:
-        path, options = self.path, {"timeout": WAIT_SECONDS, "isolation_level": None, "check_same_thread": False}
-        if path is not None:
-            if path.exists() and not os.access(path.parent, os.W_OK) and not _has_log(path):
-                return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **options)  # to be read
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else is to read them
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        db = sqlite3.connect(path or ":memory:", **options)
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        return db
+        self.path, self._db = path, Database(path)
+        self.locks = AnswerLocks(path)
 
     def close(self) -> None:
         self._db.close()
 
+    @property
+    def version(self) -> int:
+        """Another number after another program wrote to the file."""
+        return self._db.version
+
     def create(self, system: str = "", title: str = "") -> str:
         """Begin a conversation; returns its id. It has no title until its first question gives it one."""
-        with self._writing():
+        with self._db.writing():
             return self._create(system, title)
 
     def add(
@@ -142,36 +89,32 @@ class ChatStore:
         finish: Finish | None = None,
     ) -> int:
         """Add a message after another (None: at the root) and make it the current leaf; returns its id."""
-        with self._writing():
+        with self._db.writing():
             return self._add(chat, parent, message, model, sampling, finish)
 
     def write(self, message: int, parts: Sequence[Part], finish: Finish | None = None) -> None:
         """Replace what an answer says so far. Quietly nothing where its conversation was deleted meanwhile."""
         # A kill loses nothing of it without waiting for the disk; a power cut may take the last words of an answer that
         # is being said, never the end of one.
-        self._db.execute(f"PRAGMA synchronous = {'NORMAL' if finish is None else 'FULL'}")
-        try:
-            with self._writing():
-                row = (_dump(parts), finish, message)
-                self._db.execute("UPDATE messages SET parts = ?, finish = ? WHERE id = ?", row)
-                chat = "(SELECT chat FROM messages WHERE id = ?)"
-                self._db.execute(f"UPDATE chats SET updated = ? WHERE id = {chat}", (time.time(), message))
-        finally:
-            self._db.execute("PRAGMA synchronous = FULL")
+        with self._db.writing(is_safe=finish is not None):
+            row = (_dump(parts), finish, message)
+            self._db.execute("UPDATE messages SET parts = ?, finish = ? WHERE id = ?", row)
+            chat = "(SELECT chat FROM messages WHERE id = ?)"
+            self._db.execute(f"UPDATE chats SET updated = ? WHERE id = {chat}", (time.time(), message))
 
     def discard(self, chat: str, message: int, leaf: int | None) -> None:
         """Take back a message that was never answered, and show another leaf; a conversation without any goes too."""
-        with self._writing():
+        with self._db.writing():
             self._db.execute("UPDATE chats SET leaf = ? WHERE id = ?", (leaf, chat))
             self._db.execute("DELETE FROM messages WHERE id = ?", (message,))
-            if self._one("SELECT 1 FROM messages WHERE chat = ?", chat) is None:
+            if self._db.one("SELECT 1 FROM messages WHERE chat = ?", chat) is None:
                 self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
     def read(self, chat: str, leaf: int | None = None) -> tuple[StoredMessage, ...]:
         """The messages from the root to the current leaf, or to another message."""
-        with self._reading():
+        with self._db.reading():
             rows = {row[0]: row for row in self._db.execute(f"{_MESSAGES} WHERE chat = ? ORDER BY id", (chat,))}
-            found = (leaf,) if leaf is not None else self._one("SELECT leaf FROM chats WHERE id = ?", chat)
+            found = (leaf,) if leaf is not None else self._db.one("SELECT leaf FROM chats WHERE id = ?", chat)
         children: dict[int | None, list[int]] = {}
         for number, row in rows.items():
             children.setdefault(row[1], []).append(number)
@@ -184,11 +127,12 @@ class ChatStore:
         return tuple(reversed(path))
 
     def count_answers(self, question: int) -> int:
-        return self._one("SELECT count(*) FROM messages WHERE parent = ?", question)[0]
+        with self._db.reading():
+            return self._db.one("SELECT count(*) FROM messages WHERE parent = ?", question)[0]
 
     def choose(self, chat: str, message: int) -> None:
         """Show the branch of a message, down to the newest leaf behind it."""
-        with self._writing():
+        with self._db.writing():
             rows = self._db.execute("SELECT id, parent FROM messages WHERE chat = ? ORDER BY id", (chat,)).fetchall()
             if message not in {number for number, _ in rows}:
                 raise UsageError(f"conversation {chat} has no message {message}", f"nanochat chats show {chat}")
@@ -200,7 +144,7 @@ class ChatStore:
     def list(self, search: str = "", limit: int | None = None) -> list[ChatInfo]:
         """Conversations, the newest first. search: words in titles or messages, in any case."""
         found = []
-        with self._reading():
+        with self._db.reading():
             rows = self._db.execute(
                 "SELECT id, title, system, created, updated, (SELECT count(*) FROM messages WHERE chat = chats.id)"
                 " FROM chats ORDER BY updated DESC, id"
@@ -214,8 +158,8 @@ class ChatStore:
 
     def list_one(self, chat: str) -> ChatInfo | None:
         """One conversation as the list has it, without the number of its messages; None where it is deleted."""
-        with self._reading():
-            row = self._one("SELECT id, title, system, created, updated FROM chats WHERE id = ?", chat)
+        with self._db.reading():
+            row = self._db.one("SELECT id, title, system, created, updated FROM chats WHERE id = ?", chat)
         return ChatInfo(*row) if row else None
 
     def find(self, name: str) -> ChatInfo:
@@ -234,12 +178,12 @@ class ChatStore:
         """Raises UsageError for an empty title."""
         if not title.strip():
             raise UsageError("the title is empty", f"nanochat chats rename {chat} 'A title'")
-        with self._writing():
+        with self._db.writing():
             self._db.execute("UPDATE chats SET title = ? WHERE id = ?", (make_title(title), chat))
 
     def delete(self, chat: str) -> None:
         """Remove a conversation and all of its branches, from the file too."""
-        with self._writing():
+        with self._db.writing():
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
@@ -253,7 +197,7 @@ class ChatStore:
 
     def load_all(self, chats: Iterable[tuple[Conversation, str, str, Sequence[Any]]]) -> tuple[str, ...]:
         """Store conversations, each with the arguments of `load`; all of them or none."""
-        with self._writing():
+        with self._db.writing():
             return tuple(self._load(*each) for each in chats)
 
     def _load(self, conversation: Conversation, system: str, title: str, answers: Sequence[Any]) -> str:
@@ -274,9 +218,12 @@ class ChatStore:
         return chat
 
     def _add(self, chat: str, parent: int | None, message: Message, model: str, sampling: Any, finish: Any) -> int:
-        if self._one("SELECT 1 FROM chats WHERE id = ?", chat) is None:
+        if self._db.one("SELECT 1 FROM chats WHERE id = ?", chat) is None:
             raise MissingError(f"conversation {chat} was deleted", "nanochat chats ls")
-        if parent is not None and self._one("SELECT 1 FROM messages WHERE id = ? AND chat = ?", parent, chat) is None:
+        if (
+            parent is not None
+            and self._db.one("SELECT 1 FROM messages WHERE id = ? AND chat = ?", parent, chat) is None
+        ):
             raise MissingError(f"conversation {chat} has no message {parent}", f"nanochat chats show {chat}")
         now, said = time.time(), _dump(message.parts)
         row = (chat, parent, message.role, said, _storable(model), json.dumps(sampling or {}), finish, now)
@@ -309,47 +256,6 @@ class ChatStore:
         elsewhere = is_open and self.locks.is_elsewhere(number)
         return StoredMessage(number, parent, message, model, known, finish, created, siblings, elsewhere)
 
-    def _one(self, query: str, *values: Any) -> Any:
-        return self._db.execute(query, values).fetchone()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._transaction("BEGIN IMMEDIATE"):
-            yield
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._transaction("BEGIN"):
-            yield
-
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        if self._inode is not None and self.path is not None and find_inode(self.path) != self._inode:
-            raise DataError(
-                f"{self.path} was moved or removed while this program had it open; nothing more is kept",
-                "end it and start it again",
-            )
-        try:
-            self._db.execute(begin)
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise name_fault(error, self.path) from error
-
-    @property
-    def version(self) -> int:
-        """Another number after another program wrote to the file."""
-        try:
-            return self._one("PRAGMA data_version")[0]
-        except sqlite3.Error as error:
-            raise name_fault(error, self.path) from error
-
 
 _MESSAGES = "SELECT id, parent, role, parts, model, sampling, finish, created FROM messages"
 
@@ -377,12 +283,6 @@ def _parse(parts: str) -> list[Any]:
 def _storable(text: str) -> str:
     """Without half characters (lone surrogates), which UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _has_log(path: Path) -> bool:
-    """Whether SQLite's log holds what the file itself does not yet."""
-    log = path.with_name(f"{path.name}-wal")
-    return log.exists() and log.stat().st_size > 0
 
 
 def _dump(parts: Sequence[Part]) -> str:

@@ -112,10 +112,10 @@ class Window:
             raise ApiError(401, "the first frame must be a hello")
         if self.key and not secrets.compare_digest(wish.key.encode("utf-8", "replace"), self.key.encode()):
             raise ApiError(401, "this server needs an API key" if not wish.key else "this is not the API key")
-        if self.talks.num_windows >= MAX_WINDOWS:
+        if len(self.talks.windows) >= MAX_WINDOWS:
             raise ApiError(429, f"{MAX_WINDOWS} windows are open on this server already: close one of them")
         self.is_known = True
-        self.talks.enter(self.tell)
+        self.talks.windows.enter(self.tell)
 
     def _reply(self, number: int | None, ok: Any = None, error: ApiError | None = None) -> None:
         if error is None:
