@@ -7,10 +7,15 @@ and the place where the data stands do not depend on the number of ranks: a run 
 document twice and none left out. The price is that each rank tokenizes all the text. The rows of a row group are
 shuffled, because packing puts long documents first: unshuffled, a batch would hold one kind of text.
 
+Documents of many rows would fill step after step with few of them, and a run that ends before its first epoch does
+would see few documents whole instead of all in part. So an epoch then goes through the row groups several times, in
+laps, and each lap takes other rows of every group. Its price is that a group is tokenized again in each lap.
+
 Training is endless, epoch after epoch. Validation is one pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +28,43 @@ from nanochat.data.prefetch import Prefetcher
 from nanochat.data.shards import RowGroup, Split, list_row_groups, read_row_group
 from nanochat.errors import DataError, UsageError
 
+VERSION = 3
+"""Of cursors."""
 PREFETCHED_BATCHES = 4
+MAX_LAPS = 8
+TOKEN_BYTES = 4
+"""Of text, roughly: enough to tell how many rows a document fills."""
+
+Pieces = tuple[tuple[int, ...], ...]
+"""Tokens that did not fill a row."""
+
+
+def count_laps(groups: Sequence[RowGroup], row_tokens: int) -> int:
+    """In how many laps an epoch is read: as many as a document fills rows on average, MAX_LAPS at most.
+
+    >>> web, books = RowGroup(Path(), 0, "text", 1_000, 5_000_000), RowGroup(Path(), 0, "text", 1_000, 12_000_000)
+    >>> count_laps([web], 2_049), count_laps([books], 513), count_laps([books], 65)
+    (1, 6, 8)
+    """
+    mean_bytes = sum(group.num_bytes for group in groups) / sum(group.num_rows for group in groups)
+    return min(MAX_LAPS, max(1, round(mean_bytes / TOKEN_BYTES / row_tokens)))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where all ranks stand: the next row is `row` of what `carry` and the group at `position` pack into."""
+    """Where all ranks stand: the next row is `row` of this lap's share of what the group at `position` packs into.
+
+    carry: tokens that the groups before it left over; opening: those that the epoch began with, as each lap does.
+    tokens: of the lap's groups before this one.
+    """
 
     epoch: int = 0
+    lap: int = 0
     position: int = 0
     row: int = 0
-    carry: tuple[tuple[int, ...], ...] = ()
-    tokens_in_epoch: int = 0
+    carry: Pieces = ()
+    opening: Pieces = ()
+    tokens: int = 0
 
 
 @dataclass
@@ -45,31 +75,45 @@ class _Source:
     tokenizer: Encoder
     row_tokens: int
     directory: Path
+    num_laps: int = 1
 
-    def pack(self, place: Place) -> tuple[np.ndarray, list[np.ndarray], int]:
-        """Rows (shuffled) and rest of a group behind what was carried over, and the group's number of tokens."""
+    def pack(self, place: Place) -> tuple[np.ndarray, Pieces, int]:
+        """The lap's rows (shuffled) of a group behind what was carried over, the rest, and the group's tokens."""
         texts = [text for text in read_row_group(self.groups[place.position]).to_pylist() if text]
         bos_id = self.tokenizer.bos_id
         documents = [np.array([bos_id, *ids], dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         carried = [np.array(piece, dtype=np.int32) for piece in place.carry]
         rows, rest = pack_documents(carried + documents, self.row_tokens, bos_id)
         rows = np.random.default_rng([place.epoch, place.position]).permutation(rows)
-        return rows, rest, sum(map(len, documents))
+        pieces = tuple(tuple(piece.tolist()) for piece in rest)
+        return rows[place.lap :: self.num_laps], pieces, sum(map(len, documents))
 
     def iter_train_rows(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
         """Endless rows from a place, each with the place after it."""
-        while True:
-            rows, rest, num_tokens = self.pack(place)
-            for index in range(place.row, len(rows)):
-                yield rows[index], replace(place, row=index + 1)
-            carry = tuple(tuple(piece.tolist()) for piece in rest)
-            seen = place.tokens_in_epoch + num_tokens
-            if place.position + 1 < len(self.groups):
-                place = Place(place.epoch, place.position + 1, 0, carry, seen)
-                continue
-            if seen == 0:
-                raise DataError(f"the data set {self.directory} holds no text", f"ls {self.directory}")
-            place = Place(place.epoch + 1, 0, 0, carry, 0)
+        with ThreadPoolExecutor(1, "pack") as worker:  # the next group is packed while this one's rows are used
+            ahead = worker.submit(self.pack, place)
+            while True:
+                rows, rest, num_tokens = ahead.result()
+                following = self.follow(place, rest, num_tokens)
+                middle = max(place.row, len(rows) // 2)  # not at once: the first step is waiting for these two cores
+                for index in range(place.row, len(rows)):
+                    if index == middle:
+                        ahead = worker.submit(self.pack, following)
+                    yield rows[index], replace(place, row=index + 1)
+                if place.row >= len(rows):
+                    ahead = worker.submit(self.pack, following)
+                place = following
+
+    def follow(self, place: Place, rest: Pieces, num_tokens: int) -> Place:
+        """The place after the last row of a group. Raises DataError after a lap without any text."""
+        seen = place.tokens + num_tokens
+        if place.position + 1 < len(self.groups):
+            return replace(place, position=place.position + 1, row=0, carry=rest, tokens=seen)
+        if seen == 0:
+            raise DataError(f"the data set {self.directory} holds no text", f"ls {self.directory}")
+        if place.lap + 1 < self.num_laps:
+            return Place(place.epoch, place.lap + 1, carry=place.opening, opening=place.opening)
+        return Place(place.epoch + 1, carry=rest, opening=rest)
 
     def iter_val_rows(self) -> Iterator[tuple[np.ndarray, int]]:
         """All rows once, each with its number of tokens; the last one is filled up with bos."""
@@ -78,7 +122,7 @@ class _Source:
             rows, rest, _ = self.pack(replace(place, position=position))
             for row in rows:
                 yield row, self.row_tokens
-            place = Place(carry=tuple(tuple(piece.tolist()) for piece in rest))
+            place = Place(carry=rest)
         filled = sum(map(len, place.carry))
         if filled > 1:
             row = np.full(self.row_tokens, self.tokenizer.bos_id, dtype=np.int32)
@@ -119,14 +163,16 @@ class PretrainLoader:
         self.resumed_exactly = True
         self.num_row_groups = len(groups)
         self._place = Place()
-        source = _Source(groups, tokenizer, context + 1, directory)
+        self._num_laps = 1 if split == "val" else count_laps(groups, context + 1)
         if split == "val":
             if cursor is not None:
                 raise UsageError("validation has no cursor: it is one pass from the start")
+            source = _Source(groups, tokenizer, context + 1, directory)
             batches = _iter_val_batches(source, rows, rank, world_size, max_tokens)
         else:
             if cursor is not None:
                 self._place = self._read_cursor(cursor)
+            source = _Source(groups, tokenizer, context + 1, directory, self._num_laps)
             batches = _iter_train_batches(source, self._place, rows, rank, world_size)
         self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
 
@@ -151,32 +197,40 @@ class PretrainLoader:
         """Where the batch just yielded ends, the same on every rank, as JSON."""
         place = self._place
         return {
-            "version": 2,
+            "version": VERSION,
             **self._identity,
+            "num_laps": self._num_laps,
             "epoch": place.epoch,
+            "lap": place.lap,
             "position": place.position,
             "row": place.row,
             "carry": [list(piece) for piece in place.carry],
-            "tokens_in_epoch": place.tokens_in_epoch,
+            "opening": [list(piece) for piece in place.opening],
+            "tokens": place.tokens,
         }
 
     def _read_cursor(self, cursor: dict[str, Any]) -> Place:
         try:
-            if cursor["version"] != 2:
-                raise DataError(f"the data cursor has version {cursor['version']}, not 2")
+            if cursor["version"] == 2:  # before there were laps
+                cursor = {"num_laps": 1, "lap": 0, "opening": [], "tokens": cursor["tokens_in_epoch"], **cursor}
+            elif cursor["version"] != VERSION:
+                raise DataError(f"the data cursor has version {cursor['version']}, not {VERSION}")
             saved = {key: int(cursor[key]) for key in self._identity}
-            numbers = [int(cursor[key]) for key in ("epoch", "position", "row", "tokens_in_epoch")]
-            carry = tuple(tuple(int(token) for token in piece) for piece in cursor["carry"])
+            numbers = {key: int(cursor[key]) for key in ("epoch", "lap", "position", "row", "tokens")}
+            place = Place(**numbers, carry=_read_pieces(cursor["carry"]), opening=_read_pieces(cursor["opening"]))
+            num_laps = int(cursor["num_laps"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
-        epoch, position, row, tokens_in_epoch = numbers
-        if saved == self._identity and 0 <= position < self.num_row_groups:
-            return Place(epoch, position, row, carry, tokens_in_epoch)
+        if saved == self._identity and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
+            self._num_laps = num_laps
+            return place
         self.resumed_exactly = False
-        share = position / max(1, saved["groups"])
-        return Place(epoch, min(int(share * self.num_row_groups), self.num_row_groups - 1))
+        share = (place.lap + place.position / max(1, saved["groups"])) / max(1, num_laps)  # of the epoch
+        laps = min(max(0.0, share), 1.0) * self._num_laps
+        lap = min(int(laps), self._num_laps - 1)
+        return Place(place.epoch, lap, min(int((laps - lap) * self.num_row_groups), self.num_row_groups - 1))
 
     def close(self) -> None:
         """Stop the thread. The loader yields nothing more."""
@@ -187,6 +241,10 @@ class PretrainLoader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _read_pieces(value: Any) -> Pieces:
+    return tuple(tuple(int(token) for token in piece) for piece in value)
 
 
 def _iter_train_batches(

@@ -69,12 +69,13 @@ class Manifest:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one shard."""
+    """One row group of one shard. num_bytes: of its texts, as parquet counts them before it compresses."""
 
     path: Path
     index: int
     column: str
     num_rows: int
+    num_bytes: int
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -211,10 +212,12 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
         path = directory / shard.name
         file = open_shard(path)
         check_column(file, path, manifest.column)
+        place = file.schema_arrow.get_field_index(manifest.column)
         for index in range(file.num_row_groups):
-            num_rows = file.metadata.row_group(index).num_rows
-            if num_rows:
-                groups.append(RowGroup(path, index, manifest.column, num_rows))
+            about = file.metadata.row_group(index)
+            if about.num_rows:
+                num_bytes = about.column(place).total_uncompressed_size
+                groups.append(RowGroup(path, index, manifest.column, about.num_rows, num_bytes))
     if not groups:
         raise DataError(f"the data set {directory} has no {split} documents", _again(directory))
     return groups

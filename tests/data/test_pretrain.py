@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.data.pretrain import PretrainLoader
+from nanochat.data.pretrain import MAX_LAPS, PretrainLoader
 from nanochat.data.shards import write_shards
 from nanochat.errors import DataError, UsageError
 from tests.fakes import ByteTokenizer
@@ -117,6 +117,73 @@ def test_rows_come_shuffled_and_otherwise_in_every_epoch(tmp_path: Path) -> None
         first, second = (["".join(map(chr, ids[:, 1])) for ids in (next(loader).ids for _ in range(4))] for _ in "ab")
     assert sorted("".join(first)) == sorted(letter for index in range(26) for letter in chr(65 + index) * 4)
     assert all(len(set(batch)) > 10 for batch in first) and first != second
+
+
+LONG = ["".join(chr(0x100 + book) if place % 2 else chr(place % 90 + 33) for place in range(900)) for book in range(24)]
+"""Documents of about 40 rows, each with a character of its own."""
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "books", LONG, "train", group_documents=4)
+    return tmp_path / "books"
+
+
+def read_epoch(loader: PretrainLoader) -> list[tuple[int, ...]]:
+    """The rows of the first epoch, one at a time, and of the next the row that ends it."""
+    rows = []
+    for batch in loader:
+        rows.append((*batch.ids[0].tolist(), int(batch.targets[0, -1])))
+        if loader.epoch:
+            break
+    return rows
+
+
+def test_long_documents_are_spread_over_laps_and_nothing_is_lost_or_seen_twice(books: Path) -> None:
+    with PretrainLoader(books, "train", ByteTokenizer(), rows=1, context=32) as loader:
+        assert loader.cursor()["num_laps"] == MAX_LAPS
+        rows = read_epoch(loader)
+    tokens = sorted(token for row in rows[:-1] for token in row if token < 256)
+    expected = sorted("".join(LONG).encode())
+    assert len(expected) - 33 < len(tokens) <= len(expected)
+    share = rows[: len(rows) // MAX_LAPS]  # a run that ends here has seen a part of every document
+    text = ByteTokenizer().decode([token for row in share for token in row])
+    assert {char for char in text if ord(char) > 0xFF} >= {chr(0x100 + book) for book in range(24)}
+
+
+def test_a_second_lap_is_resumed_bit_for_bit_and_an_epoch_begins_with_what_the_last_left(books: Path) -> None:
+    def build(cursor: dict | None = None) -> PretrainLoader:
+        return PretrainLoader(books, "train", ByteTokenizer(), rows=3, context=32, cursor=cursor)
+
+    whole = read(build(), 1300)
+    for stop in (1, 57, 58, 300, 467, 900):
+        with build() as loader:
+            for _ in islice(loader, stop):
+                pass
+            cursor = json.loads(json.dumps(loader.cursor()))
+        with build(cursor) as loader:
+            assert loader.resumed_exactly and loader.cursor() == cursor
+            rest = [torch.stack(tuple(batch)) for batch in islice(loader, 400)]
+        assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=False))
+    assert cursor["epoch"] > 0 and cursor["lap"] > 0 and cursor["opening"]
+
+
+def test_a_cursor_from_before_there_were_laps_goes_on_without_them(books: Path) -> None:
+    old = {"version": 2, "groups": 6, "row_tokens": 33, "epoch": 0, "position": 2, "row": 5, "carry": [[256, 33]]}
+    with PretrainLoader(books, "train", ByteTokenizer(), 1, 32, cursor={**old, "tokens_in_epoch": 700}) as loader:
+        assert loader.resumed_exactly
+        next(loader)
+        assert loader.cursor() == {**loader.cursor(), "num_laps": 1, "position": 2, "row": 6, "carry": [[256, 33]]}
+
+
+def test_other_data_resumes_in_the_lap_that_is_as_far(books: Path, tmp_path: Path) -> None:
+    with PretrainLoader(books, "train", ByteTokenizer(), 1, 32) as loader:
+        cursor = loader.cursor()
+    write_shards(tmp_path / "more", LONG, "train", group_documents=2)
+    cursor |= {"lap": 5, "position": 3}
+    with PretrainLoader(tmp_path / "more", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
+        assert not loader.resumed_exactly
+        assert (loader.cursor()["lap"], loader.cursor()["position"]) == (5, 6)
 
 
 def collect_validation(dataset: Path, rows: int, world_size: int, max_tokens: int | None) -> list[tuple[int, ...]]:
