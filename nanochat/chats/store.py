@@ -44,7 +44,7 @@ class StoredMessage:
 
 @dataclass(frozen=True)
 class ChatInfo:
-    """A conversation in a list."""
+    """A conversation in a list. num_messages: of the branch that is shown."""
 
     id: str
     title: str
@@ -146,8 +146,7 @@ class ChatStore:
         found = []
         with self._db.reading():
             rows = self._db.execute(
-                "SELECT id, title, system, created, updated, (SELECT count(*) FROM messages WHERE chat = chats.id)"
-                " FROM chats ORDER BY updated DESC, id"
+                f"SELECT id, title, system, created, updated, ({_COUNT}) FROM chats ORDER BY updated DESC, id"
             ).fetchall()
             for row in rows:
                 if limit is not None and len(found) == limit:
@@ -257,6 +256,13 @@ class ChatStore:
         return StoredMessage(number, parent, message, model, known, finish, created, siblings, elsewhere)
 
 
+_COUNT = """
+WITH RECURSIVE shown(id) AS (
+  SELECT chats.leaf UNION ALL
+  SELECT messages.parent FROM messages JOIN shown ON messages.id = shown.id
+)
+SELECT count(id) FROM shown
+"""
 _MESSAGES = "SELECT id, parent, role, parts, model, sampling, finish, created FROM messages"
 
 

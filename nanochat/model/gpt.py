@@ -63,7 +63,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        # With its own initial values it would load torch's compiler, which takes a second where nothing is compiled.
+        table = torch.empty(config.padded_vocab_size, config.n_embd)
+        self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = Linear(config.n_embd, config.padded_vocab_size)
 

@@ -55,6 +55,7 @@ def build_app(service: Service, access: Access | None = None, store: ChatStore |
     app.include_router(build_page_router())
     app.add_middleware(Guard, access=access, report=lambda path, status: count(service, path, status))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         state = {

@@ -30,11 +30,11 @@ def build_page_router() -> APIRouter:
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=KINDS[name.rpartition(".")[2]], headers=headers)
 
-    @router.get("/", include_in_schema=False)
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
         return send("index.html", request)
 
-    @router.get("/page/{name}", include_in_schema=False)
+    @router.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
         return send(name, request)
 

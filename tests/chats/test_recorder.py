@@ -47,7 +47,7 @@ def test_turns_retries_and_edits_become_branches(store: ChatStore) -> None:
     recorder.choose(recorder.path[3].siblings[0])
     assert shown(recorder)[3] == "two"
     (info,) = store.list()
-    assert info.title == "a" and info.num_messages == 7
+    assert info.title == "a" and info.num_messages == 4
     answer = store.read(info.id)[1]
     assert (answer.model, answer.finish, answer.sampling["max_new_tokens"]) == ("fake/sft@1", "stop", 64)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import nanochat
 from nanochat.cli import train as train_module
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
@@ -388,3 +389,8 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 
 def test_a_copied_preset_is_named_as_json(nanochat, home) -> None:
     assert json.loads(nanochat("presets", "copy", "demo", "mine.toml", "--json").out)["file"] == "mine.toml"
+
+
+def test_python_m_is_the_same_program() -> None:
+    result = subprocess.run([sys.executable, "-m", "nanochat", "--version"], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == f"nanochat {nanochat.__version__}\n"

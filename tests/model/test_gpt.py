@@ -1,6 +1,8 @@
 """The model computes what transformers' NanoChatForCausalLM computes, and its sizes are what the plan says."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,3 +190,19 @@ def test_the_compiled_loss_has_the_same_gradients() -> None:
         value.backward()
         results.append([value.detach(), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_only_answers_does_not_load_the_compiler() -> None:
+    """It takes more than a second of every `chat`."""
+    code = """if True:
+        import sys, torch
+        before = "torch._dynamo" in sys.modules
+        from nanochat.model.config import GPTConfig
+        from nanochat.stages.assemble import build_model
+        model = build_model(GPTConfig.from_depth(1, 300, 16), torch.device("cpu"), torch.float32)
+        model.init_weights(0)
+        model(torch.zeros(1, 4, dtype=torch.int64))
+        print(before or "torch._dynamo" not in sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"

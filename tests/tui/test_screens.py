@@ -62,7 +62,8 @@ async def test_answers_and_edits_are_branches_to_walk_through(store: ChatStore) 
         await pilot.press("f6")
         await pilot.pause()
         assert texts(app)[0] == "a  (1/2)"
-    assert store.list()[0].num_messages == 5
+    (info,) = store.list()
+    assert info.num_messages == 2 and [len(stored.siblings) for stored in store.read(info.id)] == [2, 2]
 
 
 async def test_escape_leaves_an_edit_as_it_was(store: ChatStore) -> None:

@@ -73,6 +73,9 @@ def test_pages_of_other_sites_are_refused_and_our_own_are_not(slow: Serving) -> 
 def test_a_key_is_asked_for_where_there_is_one() -> None:
     with serving(tiny_model(), access=Access(api_key="sésame", origins=("https://ours.example",))) as server:
         assert server.get("/health").status_code == 200
+        for path in ("/", "/page/main.js", "/health"):
+            answer = httpx.head(server.url + path)
+            assert (answer.status_code, answer.content) == (200, b"") and int(answer.headers["content-length"]) > 0
         for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "Basic sésame".encode()}):
             answer = server.get("/v1/models", headers=headers)
             assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
