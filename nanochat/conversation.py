@@ -30,6 +30,11 @@ class Message:
         """The text parts joined, without tool calls and their output."""
         return "".join(part.text for part in self.parts if part.kind == "text")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing, not even to a tool."""
+        return not any(part.text.strip() for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Conversation:

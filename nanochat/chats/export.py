@@ -16,7 +16,7 @@ FORMATS = ("markdown", "json", "jsonl")
 def export_chat(chat: ChatInfo, path: Sequence[StoredMessage], form: str) -> str:
     """The current branch of a conversation. jsonl: one line that `nanochat data check` and custom tasks read.
 
-    A training example ends before the first answer that was stopped or cut: it would teach to stop there.
+    A training example ends before the first answer that was stopped, cut or empty: it would teach to stop there.
     Raises UsageError where nothing is left of it.
     """
     messages = [stored.message for stored in path]
@@ -40,9 +40,9 @@ def export_chat(chat: ChatInfo, path: Sequence[StoredMessage], form: str) -> str
 
 
 def count_whole(path: Sequence[StoredMessage]) -> int:
-    """Messages of whole turns: those before the first question without an answer that ended by itself."""
+    """Messages of whole turns: those before the first question without an answer that says something to its end."""
     for place, stored in enumerate(path):
-        if stored.message.role == "assistant" and stored.finish != "stop":
+        if stored.message.role == "assistant" and (stored.finish != "stop" or stored.message.is_empty):
             return place - 1
     return len(path) - len(path) % 2
 

@@ -87,7 +87,7 @@ def export(
     text = export_chat(info, path, form)
     if form == "jsonl" and count_whole(path) < len(path):
         invocation.console.say(
-            f"{len(path) - count_whole(path)} messages left out, from a question whose answer was cut"
+            f"{len(path) - count_whole(path)} messages left out, from a question whose answer was cut or empty"
         )
     if out is None:
         invocation.console.show(text.rstrip("\n"))

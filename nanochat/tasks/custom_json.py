@@ -70,4 +70,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> Conversation | DataErro
         return DataError(f"{path}:{number}: {error}", hint)
     if conversation.messages[-1].role != "assistant":
         return DataError(f"{path}:{number} ends with the user: there is no answer to learn from", hint)
+    for place, message in enumerate(conversation.messages):
+        if message.role == "assistant" and message.is_empty:
+            return DataError(f"{path}:{number}: answer {place // 2 + 1} is empty: it would teach to say nothing", hint)
     return conversation

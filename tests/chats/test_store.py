@@ -164,7 +164,9 @@ def test_what_is_exported_is_imported_as_it_was(tmp_path_factory, turns: list, f
     store = ChatStore(tmp_path_factory.mktemp("db") / "chats.db")
     messages = []
     for question, parts in turns:
-        kept = [Part(kind, text) for kind, text in parts] or [Part("text", "")]
+        kept = [Part(kind, text) for kind, text in parts]
+        if not kept or (form == "jsonl" and Message("assistant", tuple(kept)).is_empty):
+            kept.append(Part("text", "x" if form == "jsonl" else ""))  # an empty answer is no training example
         messages += [user(question), assistant(*((part.kind, part.text) for part in kept))]
     conversation = Conversation(tuple(messages))
     chat = store.load(conversation, title="t")
@@ -179,7 +181,9 @@ def test_a_good_chat_becomes_a_training_example(store: ChatStore, tmp_path: Path
     lines = ""
     for number in range(2):
         chat = store.load(talk, system="Compute." if number else "")
-        store.add(chat, store.read(chat)[-1].id, user("and?"))  # has no answer yet, so that it is left out
+        question = store.add(chat, store.read(chat)[-1].id, user("and?"))
+        if number:  # without an answer, or with an empty one, it is left out
+            store.add(chat, question, assistant(" "), finish="stop")
         lines += export_chat(store.find(chat), store.read(chat), "jsonl")
     path = tmp_path / "good.jsonl"
     path.write_text(lines)

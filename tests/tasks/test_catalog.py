@@ -108,6 +108,7 @@ def test_a_file_of_conversations_is_a_task(tmp_path: Path) -> None:
         (b'{"text": "x"}\n', r':1: expected \{"messages"'),
         (b'[{"role": "user", "content": "x"}]\n', r":1 ends with the user"),
         (b'[{"role": "assistant", "content": "x"}]\n', r"roles alternate"),
+        (LINE.encode() + LINE.replace('"b"', '" "').encode(), r":2: answer 1 is empty"),
         (b"\n", r"has no conversations"),
     ],
 )
