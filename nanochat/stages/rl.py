@@ -91,10 +91,13 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
         if practice.without_signal:
             display.say(f"{practice.without_signal:,} of {practice.step:,} steps had no gradient and changed nothing")
         scores = MetricsFile(job.run.stage("rl").metrics).values("pass_at_1")
+        before, after = scores.get(0), scores.get(plan.num_steps)
+        if before is not None and after is not None and after < before:
+            display.say(describe_loss(before, after, str(source)))
         return {
             "task": wish.task,
-            "pass_at_1_before": scores.get(0),
-            "pass_at_1": scores.get(plan.num_steps),
+            "pass_at_1_before": before,
+            "pass_at_1": after,
             "questions": len(numbers),
             "too_long": task.num_examples() - len(numbers),
             "without_signal": practice.without_signal,
@@ -129,6 +132,15 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
     )
     with varied_lengths():
         return run_course(job, course, display)
+
+
+def describe_loss(before: float, after: float, source: str) -> str:
+    """
+    >>> describe_loss(0.5, 0.4, "demo/sft@650")
+    'practice did not help: pass@1 was 50.0% and is 40.0%; the model before it is demo/sft@650'
+    """
+    was, now = (f"{100 * share:.1f}%" for share in (before, after))
+    return f"practice did not help: pass@1 was {was} and is {now}; the model before it is {source}"
 
 
 def check_signal(practice: Practice, display: Display) -> None:
