@@ -8,8 +8,8 @@ document twice and none left out. The price is that each rank tokenizes all the 
 shuffled, because packing puts long documents first: unshuffled, a batch would hold one kind of text.
 
 Documents of many rows would fill step after step with few of them, and a run that ends before its first epoch does
-would see few documents whole instead of all in part. So an epoch then goes through the row groups several times, in
-laps, and each lap takes other rows of every group. Its price is that a group is tokenized again in each lap.
+would see few documents whole instead of all in part. Where documents are long, a stretch of row groups is therefore
+gone through in laps, each of which takes other rows of every group; what a group packs into is kept until then.
 
 Training is endless, epoch after epoch. Validation is one pass.
 """
@@ -31,7 +31,12 @@ from nanochat.errors import DataError, UsageError
 VERSION = 3
 """Of cursors."""
 PREFETCHED_BATCHES = 4
-MAX_LAPS = 8
+LAPS = 16
+"""Where documents are long. With 6, val bpb of benchmarks/real_text.toml is 1.57 instead of 1.55."""
+LONG_ROWS = 1.5
+"""Rows that documents fill on average from which on they are long."""
+STRETCH_BYTES = 128_000_000
+"""Text whose rows are kept: 64 MB of them in each process."""
 TOKEN_BYTES = 4
 """Of text, roughly: enough to tell how many rows a document fills."""
 
@@ -40,22 +45,38 @@ Pieces = tuple[tuple[int, ...], ...]
 
 
 def count_laps(groups: Sequence[RowGroup], row_tokens: int) -> int:
-    """In how many laps an epoch is read: as many as a document fills rows on average, MAX_LAPS at most.
+    """In how many laps the row groups are gone through.
 
-    >>> web, books = RowGroup(Path(), 0, "text", 1_000, 5_000_000), RowGroup(Path(), 0, "text", 1_000, 12_000_000)
-    >>> count_laps([web], 2_049), count_laps([books], 513), count_laps([books], 65)
-    (1, 6, 8)
+    >>> web, books = RowGroup(Path(), 0, "text", 1_000, 5_000_000), RowGroup(Path(), 0, "text", 1_000, 90_000_000)
+    >>> count_laps([web], 2_049), count_laps([books], 2_049), count_laps([web], 513)
+    (1, 16, 16)
     """
     mean_bytes = sum(group.num_bytes for group in groups) / sum(group.num_rows for group in groups)
-    return min(MAX_LAPS, max(1, round(mean_bytes / TOKEN_BYTES / row_tokens)))
+    return LAPS if mean_bytes / TOKEN_BYTES / row_tokens >= LONG_ROWS else 1
+
+
+def split_stretches(groups: Sequence[RowGroup]) -> list[range]:
+    """Positions of groups that follow each other, in stretches of at most STRETCH_BYTES, of one group at least.
+
+    >>> group = RowGroup(Path(), 0, "text", 1_000, STRETCH_BYTES // 3)
+    >>> split_stretches([group] * 7)
+    [range(0, 3), range(3, 6), range(6, 7)]
+    """
+    starts, num_bytes = [0], 0
+    for position, group in enumerate(groups):
+        if num_bytes + group.num_bytes > STRETCH_BYTES and position > starts[-1]:
+            starts.append(position)
+            num_bytes = 0
+        num_bytes += group.num_bytes
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(groups)], strict=True)]
 
 
 @dataclass(frozen=True)
 class Place:
     """Where all ranks stand: the next row is `row` of this lap's share of what the group at `position` packs into.
 
-    carry: tokens that the groups before it left over; opening: those that the epoch began with, as each lap does.
-    tokens: of the lap's groups before this one.
+    carry: tokens that the groups before it left over; opening: those that its stretch began with, as each lap of it
+    does. tokens: of all groups that were gone through before in this epoch.
     """
 
     epoch: int = 0
@@ -67,35 +88,57 @@ class Place:
     tokens: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Packed:
+    """What a group packs into behind what was carried over: rows (shuffled) and the rest. tokens: of the group."""
+
+    rows: np.ndarray
+    rest: Pieces
+    tokens: int
+
+
 class _Source:
     """What the thread needs; it knows nothing of the loader, which can therefore be garbage-collected."""
 
-    groups: list[RowGroup]
-    tokenizer: Encoder
-    row_tokens: int
-    directory: Path
-    num_laps: int = 1
+    def __init__(
+        self, groups: Sequence[RowGroup], tokenizer: Encoder, row_tokens: int, directory: Path, num_laps: int = 1
+    ) -> None:
+        self.groups, self.tokenizer, self.row_tokens, self.directory = groups, tokenizer, row_tokens, directory
+        self.num_laps = num_laps
+        self.stretches = split_stretches(groups)
+        self._kept: dict[int, _Packed] = {}
 
-    def pack(self, place: Place) -> tuple[np.ndarray, Pieces, int]:
-        """The lap's rows (shuffled) of a group behind what was carried over, the rest, and the group's tokens."""
+    def pack(self, place: Place) -> _Packed:
+        """Pack the group at a place, or look up what it packed into in an earlier lap."""
+        if self.num_laps == 1:
+            return self._pack(place)
+        stretch = self.find_stretch(place.position)
+        self._kept = {position: packed for position, packed in self._kept.items() if position in stretch}
+        if place.lap == 0:  # of another epoch, perhaps
+            self._kept.pop(place.position, None)
+        if place.position not in self._kept:
+            self._kept[place.position] = self._pack(place)
+        return self._kept[place.position]
+
+    def _pack(self, place: Place) -> _Packed:
         texts = [text for text in read_row_group(self.groups[place.position]).to_pylist() if text]
         bos_id = self.tokenizer.bos_id
         documents = [np.array([bos_id, *ids], dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         carried = [np.array(piece, dtype=np.int32) for piece in place.carry]
         rows, rest = pack_documents(carried + documents, self.row_tokens, bos_id)
         rows = np.random.default_rng([place.epoch, place.position]).permutation(rows)
-        pieces = tuple(tuple(piece.tolist()) for piece in rest)
-        return rows[place.lap :: self.num_laps], pieces, sum(map(len, documents))
+        if rows.size:
+            rows = rows.astype(np.min_scalar_type(rows.max()))  # two bytes are enough for most vocabularies
+        return _Packed(rows, tuple(tuple(piece.tolist()) for piece in rest), sum(map(len, documents)))
 
     def iter_train_rows(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
         """Endless rows from a place, each with the place after it."""
         with ThreadPoolExecutor(1, "pack") as worker:  # the next group is packed while this one's rows are used
             ahead = worker.submit(self.pack, place)
             while True:
-                rows, rest, num_tokens = ahead.result()
-                following = self.follow(place, rest, num_tokens)
-                middle = max(place.row, len(rows) // 2)  # not at once: the first step is waiting for these two cores
+                packed = ahead.result()
+                rows, following = packed.rows[place.lap :: self.num_laps], self.follow(place, packed)
+                middle = max(place.row, len(rows) // 2)  # not at once: the first step needs the cores
                 for index in range(place.row, len(rows)):
                     if index == middle:
                         ahead = worker.submit(self.pack, following)
@@ -104,25 +147,45 @@ class _Source:
                     ahead = worker.submit(self.pack, following)
                 place = following
 
-    def follow(self, place: Place, rest: Pieces, num_tokens: int) -> Place:
-        """The place after the last row of a group. Raises DataError after a lap without any text."""
-        seen = place.tokens + num_tokens
-        if place.position + 1 < len(self.groups):
-            return replace(place, position=place.position + 1, row=0, carry=rest, tokens=seen)
-        if seen == 0:
-            raise DataError(f"the data set {self.directory} holds no text", f"ls {self.directory}")
+    def follow(self, place: Place, packed: _Packed) -> Place:
+        """The place after the last row of a group. Raises DataError after an epoch without any text."""
+        stretch, tokens = self.find_stretch(place.position), place.tokens + packed.tokens
+        if place.position + 1 in stretch:
+            return replace(place, position=place.position + 1, row=0, carry=packed.rest, tokens=tokens)
         if place.lap + 1 < self.num_laps:
-            return Place(place.epoch, place.lap + 1, carry=place.opening, opening=place.opening)
-        return Place(place.epoch + 1, carry=rest, opening=rest)
+            again = {"lap": place.lap + 1, "position": stretch.start, "carry": place.opening}
+            return replace(place, row=0, tokens=tokens, **again)
+        if stretch.stop < len(self.groups):
+            return Place(place.epoch, 0, stretch.stop, 0, packed.rest, packed.rest, tokens)
+        if tokens == 0:
+            raise DataError(f"the data set {self.directory} holds no text", f"ls {self.directory}")
+        return Place(place.epoch + 1, carry=packed.rest, opening=packed.rest)
+
+    def find_stretch(self, position: int) -> range:
+        return next(stretch for stretch in self.stretches if position in stretch)
+
+    def measure_share(self, place: Place) -> float:
+        """The share of its epoch that lies before a place, about."""
+        stretch = self.find_stretch(place.position)
+        laps = place.lap + (place.position - stretch.start) / len(stretch)
+        return (stretch.start + len(stretch) * laps / self.num_laps) / len(self.groups)
+
+    def find_share(self, epoch: int, share: float) -> Place:
+        """The place before which this share of an epoch lies, about."""
+        group = min(max(0.0, share), 1.0) * len(self.groups)
+        stretch = self.find_stretch(min(int(group), len(self.groups) - 1))
+        laps = (group - stretch.start) / len(stretch) * self.num_laps
+        lap = min(int(laps), self.num_laps - 1)
+        return Place(epoch, lap, min(stretch.start + int((laps - lap) * len(stretch)), stretch.stop - 1))
 
     def iter_val_rows(self) -> Iterator[tuple[np.ndarray, int]]:
         """All rows once, each with its number of tokens; the last one is filled up with bos."""
         place = Place()
         for position in range(len(self.groups)):
-            rows, rest, _ = self.pack(replace(place, position=position))
-            for row in rows:
+            packed = self.pack(replace(place, position=position))
+            for row in packed.rows:
                 yield row, self.row_tokens
-            place = Place(carry=rest)
+            place = Place(carry=packed.rest)
         filled = sum(map(len, place.carry))
         if filled > 1:
             row = np.full(self.row_tokens, self.tokenizer.bos_id, dtype=np.int32)
@@ -163,17 +226,16 @@ class PretrainLoader:
         self.resumed_exactly = True
         self.num_row_groups = len(groups)
         self._place = Place()
-        self._num_laps = 1 if split == "val" else count_laps(groups, context + 1)
+        self._source = _Source(groups, tokenizer, context + 1, directory)
         if split == "val":
             if cursor is not None:
                 raise UsageError("validation has no cursor: it is one pass from the start")
-            source = _Source(groups, tokenizer, context + 1, directory)
-            batches = _iter_val_batches(source, rows, rank, world_size, max_tokens)
+            batches = _iter_val_batches(self._source, rows, rank, world_size, max_tokens)
         else:
+            self._source.num_laps = count_laps(groups, context + 1)
             if cursor is not None:
                 self._place = self._read_cursor(cursor)
-            source = _Source(groups, tokenizer, context + 1, directory, self._num_laps)
-            batches = _iter_train_batches(source, self._place, rows, rank, world_size)
+            batches = _iter_train_batches(self._source, self._place, rows, rank, world_size)
         self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -199,7 +261,8 @@ class PretrainLoader:
         return {
             "version": VERSION,
             **self._identity,
-            "num_laps": self._num_laps,
+            "num_laps": self._source.num_laps,
+            "share": round(self._source.measure_share(place), 6),
             "epoch": place.epoch,
             "lap": place.lap,
             "position": place.position,
@@ -212,25 +275,24 @@ class PretrainLoader:
     def _read_cursor(self, cursor: dict[str, Any]) -> Place:
         try:
             if cursor["version"] == 2:  # before there were laps
-                cursor = {"num_laps": 1, "lap": 0, "opening": [], "tokens": cursor["tokens_in_epoch"], **cursor}
+                share = int(cursor["position"]) / max(1, int(cursor["groups"]))
+                added = {"num_laps": 1, "lap": 0, "opening": [], "tokens": cursor["tokens_in_epoch"], "share": share}
+                cursor = cursor | added
             elif cursor["version"] != VERSION:
                 raise DataError(f"the data cursor has version {cursor['version']}, not {VERSION}")
             saved = {key: int(cursor[key]) for key in self._identity}
             numbers = {key: int(cursor[key]) for key in ("epoch", "lap", "position", "row", "tokens")}
             place = Place(**numbers, carry=_read_pieces(cursor["carry"]), opening=_read_pieces(cursor["opening"]))
-            num_laps = int(cursor["num_laps"])
+            num_laps, share = int(cursor["num_laps"]), float(cursor["share"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
         if saved == self._identity and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
-            self._num_laps = num_laps
+            self._source.num_laps = num_laps
             return place
         self.resumed_exactly = False
-        share = (place.lap + place.position / max(1, saved["groups"])) / max(1, num_laps)  # of the epoch
-        laps = min(max(0.0, share), 1.0) * self._num_laps
-        lap = min(int(laps), self._num_laps - 1)
-        return Place(place.epoch, lap, min(int((laps - lap) * self.num_row_groups), self.num_row_groups - 1))
+        return self._source.find_share(place.epoch, share)
 
     def close(self) -> None:
         """Stop the thread. The loader yields nothing more."""

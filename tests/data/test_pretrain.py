@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.data.pretrain import MAX_LAPS, PretrainLoader
+from nanochat.data import pretrain
+from nanochat.data.pretrain import LAPS, PretrainLoader
 from nanochat.data.shards import write_shards
 from nanochat.errors import DataError, UsageError
 from tests.fakes import ByteTokenizer
@@ -139,33 +140,57 @@ def read_epoch(loader: PretrainLoader) -> list[tuple[int, ...]]:
     return rows
 
 
-def test_long_documents_are_spread_over_laps_and_nothing_is_lost_or_seen_twice(books: Path) -> None:
+@pytest.mark.parametrize("stretch_bytes", [pretrain.STRETCH_BYTES, 12_000])
+def test_long_documents_are_spread_over_laps_and_nothing_is_lost_or_seen_twice(
+    books: Path, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int
+) -> None:
+    monkeypatch.setattr(pretrain, "STRETCH_BYTES", stretch_bytes)
     with PretrainLoader(books, "train", ByteTokenizer(), rows=1, context=32) as loader:
-        assert loader.cursor()["num_laps"] == MAX_LAPS
+        assert loader.cursor()["num_laps"] == LAPS
         rows = read_epoch(loader)
     tokens = sorted(token for row in rows[:-1] for token in row if token < 256)
     expected = sorted("".join(LONG).encode())
     assert len(expected) - 33 < len(tokens) <= len(expected)
-    share = rows[: len(rows) // MAX_LAPS]  # a run that ends here has seen a part of every document
-    text = ByteTokenizer().decode([token for row in share for token in row])
-    assert {char for char in text if ord(char) > 0xFF} >= {chr(0x100 + book) for book in range(24)}
+    text = ByteTokenizer().decode([token for row in rows[: len(rows) // 8] for token in row])
+    seen = {ord(char) - 0x100 for char in text if 0x100 <= ord(char) < 0x200}
+    # A run that ends here has seen a part of every document, or of those of the first stretch.
+    assert seen == set(range(24 if stretch_bytes > 12_000 else 4))
 
 
-def test_a_second_lap_is_resumed_bit_for_bit_and_an_epoch_begins_with_what_the_last_left(books: Path) -> None:
+@pytest.mark.parametrize("stretch_bytes", [pretrain.STRETCH_BYTES, 12_000])
+def test_any_lap_is_resumed_bit_for_bit(books: Path, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int) -> None:
+    monkeypatch.setattr(pretrain, "STRETCH_BYTES", stretch_bytes)
+
     def build(cursor: dict | None = None) -> PretrainLoader:
         return PretrainLoader(books, "train", ByteTokenizer(), rows=3, context=32, cursor=cursor)
 
     whole = read(build(), 1300)
-    for stop in (1, 57, 58, 300, 467, 900):
+    laps, cursor = set(), {}
+    for stop in (1, 20, 57, 58, 300, 467, 900):
         with build() as loader:
             for _ in islice(loader, stop):
                 pass
             cursor = json.loads(json.dumps(loader.cursor()))
+        laps.add(cursor["lap"])
         with build(cursor) as loader:
             assert loader.resumed_exactly and loader.cursor() == cursor
             rest = [torch.stack(tuple(batch)) for batch in islice(loader, 400)]
         assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=False))
-    assert cursor["epoch"] > 0 and cursor["lap"] > 0 and cursor["opening"]
+    assert cursor["epoch"] == 2 and cursor["opening"] and len(laps) > 3
+
+
+def test_a_group_is_tokenized_once_in_an_epoch(books: Path) -> None:
+    class Counting(ByteTokenizer):
+        num_texts = 0
+
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            self.num_texts += len(texts)
+            return super().encode_batch(texts)
+
+    tokenizer = Counting()
+    with PretrainLoader(books, "train", tokenizer, rows=1, context=32, prefetched_batches=1) as loader:
+        rows = read_epoch(loader)
+    assert len(rows) > 900 and len(LONG) <= tokenizer.num_texts <= len(LONG) + 8  # the next epoch has begun
 
 
 def test_a_cursor_from_before_there_were_laps_goes_on_without_them(books: Path) -> None:
@@ -176,14 +201,20 @@ def test_a_cursor_from_before_there_were_laps_goes_on_without_them(books: Path) 
         assert loader.cursor() == {**loader.cursor(), "num_laps": 1, "position": 2, "row": 6, "carry": [[256, 33]]}
 
 
-def test_other_data_resumes_in_the_lap_that_is_as_far(books: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stretch_bytes", [pretrain.STRETCH_BYTES, 12_000])
+def test_other_data_resumes_at_about_the_same_share_of_the_epoch(
+    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int
+) -> None:
     with PretrainLoader(books, "train", ByteTokenizer(), 1, 32) as loader:
+        for _ in islice(loader, 400):
+            pass
         cursor = loader.cursor()
+    assert 0.35 < cursor["share"] < 0.45
     write_shards(tmp_path / "more", LONG, "train", group_documents=2)
-    cursor |= {"lap": 5, "position": 3}
+    monkeypatch.setattr(pretrain, "STRETCH_BYTES", stretch_bytes)
     with PretrainLoader(tmp_path / "more", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
-        assert not loader.resumed_exactly
-        assert (loader.cursor()["lap"], loader.cursor()["position"]) == (5, 6)
+        assert not loader.resumed_exactly and loader.epoch == 0
+        assert loader.cursor()["share"] == pytest.approx(cursor["share"], abs=0.02)
 
 
 def collect_validation(dataset: Path, rows: int, world_size: int, max_tokens: int | None) -> list[tuple[int, ...]]:
