@@ -1,19 +1,19 @@
-"""A conversation with a model behind an OpenAI-compatible API: ChatSession's interface, and no face sees a difference.
+"""A conversation with a model behind an OpenAI-compatible API; no face sees a difference to one in this process.
 
 Loads no torch. Numbers of sampling are sent only where they were chosen: another server may not know all of them.
 """
 
 import difflib
 import json
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from nanochat.conversation import Conversation, Message, Part, PartKind, dump_conversation, user
+from nanochat.conversation import Message, Part, PartKind
 from nanochat.engine.bounds import check_bounds
 from nanochat.engine.decoding import Piece
+from nanochat.engine.turns import TurnSession, add_piece
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.tui.client import MAX_SAID, Refusal, ServedModel, Server, clean
 
@@ -38,81 +38,29 @@ class RemoteParams:
         check_bounds(vars(self))
 
 
-class RemoteSession:
-    """One conversation. One thread iterates over an answer at a time; `stop` may come from any thread.
+class RemoteSession(TurnSession):
+    """A conversation with a model of a server; a stop closes the connection.
 
-    What the attributes mean stands in engine/session.py. Tool calls of earlier answers are not sent back: the API
-    has no place for them.
+    Tool calls of earlier answers are not sent back: the API has no place for them.
     """
 
     def __init__(
         self, server: Server, model: ServedModel, *, params: RemoteParams | None = None, system: str = ""
     ) -> None:
-        self.server, self.model = server, model
-        self.name = clean(model.id, MAX_NAME)
-        self.params, self.system = params or RemoteParams(), system
-        self.notice = ""
-        self.finish: Literal["stop", "length", "cancelled"] | None = None
-        self.context_used = 0
-        self._messages: list[Message] = []
-        self._num_unseen = self._num_retries = self._num_new = 0
-        self._started, self._seconds = 0.0, 0.0
-        self._answering = False
-        self._stopped = threading.Event()
+        super().__init__(clean(model.id, MAX_NAME), system)
+        self.server, self.model, self.params = server, model, params or RemoteParams()
+        self._started = 0.0
         self._counts, self._limit_name = True, "max_tokens"  # until the server says that it knows no such field
         self._tools: list[bool] = []  # of each call of this answer whether its result is there
-
-    @property
-    def history(self) -> Conversation:
-        return Conversation(tuple(self._messages))
 
     @property
     def max_context(self) -> int:
         """0 where the server does not say."""
         return self.model.max_context
 
-    @property
-    def tokens_per_second(self) -> float:
-        return (self._num_new - 1) / self._seconds if self._num_new > 1 and self._seconds > 0 else 0.0
-
-    @property
-    def is_answering(self) -> bool:
-        return self._answering
-
-    def send(self, text: str) -> Iterator[Piece]:
-        """Answer a message. Raises NanochatError, from the iterator, where the server does not."""
-        return self.edit(len(self._messages) // 2, text)
-
-    def regenerate(self) -> Iterator[Piece]:
-        if not self._messages:
-            raise ValueError("there is nothing to answer again")
-        self._check_idle()
-        self._num_retries += 1
-        return self.edit(len(self._messages) // 2 - 1, self._messages[-2].text)
-
-    def edit(self, turn: int, text: str) -> Iterator[Piece]:
-        if not 0 <= turn <= len(self._messages) // 2:
-            raise ValueError(f"turn = {turn} is not in 0 .. {len(self._messages) // 2}")
-        self._check_idle()
-        self._stopped.clear()
-        return self._answer(user(text), 2 * turn)
-
     def stop(self) -> None:
-        """Close the connection; what there is of the answer is kept."""
-        self._stopped.set()
+        super().stop()
         self.server.stop()
-
-    def clear(self) -> None:
-        self._check_idle()
-        self._messages.clear()
-        self._num_unseen = self._num_retries = self._num_new = self.context_used = 0
-        self._seconds, self.notice, self.finish = 0.0, "", None
-
-    def load(self, conversation: Conversation) -> None:
-        if len(conversation.messages) % 2:
-            raise ValueError("the last message has no answer: send it instead")
-        self.clear()
-        self._messages.extend(conversation.messages)
 
     def raw(self) -> str:
         """The messages as the server gets them: how its model reads them is not known here."""
@@ -122,16 +70,10 @@ class RemoteSession:
         answer = {"role": "assistant", "content": self._messages[-1].text}
         return json.dumps([*body["messages"], answer], ensure_ascii=False, indent=1)
 
-    def export(self) -> dict:
-        messages = dump_conversation(self.history)["messages"]
-        if self.system:
-            messages.insert(0, {"role": "system", "content": self.system})
+    def export(self) -> dict[str, Any]:
         chosen = {name: value for name, value in asdict(self.params).items() if value is not None}
-        return {"model": self.name, "server": self.server.url, "sampling": chosen, "messages": messages}
-
-    def _check_idle(self) -> None:
-        if self._answering:
-            raise ValueError("the last answer is not finished: stop it or read it to its end")
+        about = {"model": self.name, "server": self.server.url, "sampling": chosen}
+        return about | {"messages": self._dump_messages()}
 
     def _answer(self, message: Message, num_kept: int) -> Iterator[Piece]:
         self._answering = True
@@ -146,10 +88,7 @@ class RemoteSession:
             for event in self._ask(message, num_kept):
                 is_kept = True
                 for piece in self._read(event):
-                    if parts and piece.kind == "text" == parts[-1].kind:
-                        parts[-1] = Part("text", parts[-1].text + piece.text)
-                    else:
-                        parts.append(Part(piece.kind, piece.text))
+                    add_piece(parts, piece)
                     yield piece
             if self._stopped.is_set():
                 is_kept, self.finish = True, self.finish or "cancelled"
@@ -160,7 +99,7 @@ class RemoteSession:
         finally:
             if is_kept:
                 self.finish = self.finish or "cancelled"
-                self._messages[num_kept:] = [message, Message("assistant", tuple(parts) or (Part("text", ""),))]
+                self._keep_turn(message, num_kept, parts)
             self._answering = False
 
     def _ask(self, message: Message, num_kept: int) -> Iterator[dict[str, Any]]:

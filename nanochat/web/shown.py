@@ -6,6 +6,7 @@ from typing import Any
 from nanochat.chats.store import ChatInfo, StoredMessage
 from nanochat.conversation import Part
 from nanochat.engine.decoding import Piece, plain_text
+from nanochat.engine.turns import add_piece
 from nanochat.web.markdown import GrowingMarkdown, render_blocks
 
 
@@ -32,10 +33,7 @@ class GrowingAnswer:
         texts: dict[int, str] = {}
         for piece in pieces:
             is_same = bool(self.parts) and piece.kind == "text" == self.parts[-1].kind
-            if is_same:
-                self.parts[-1] = Part("text", self.parts[-1].text + piece.text)
-            else:
-                self.parts.append(Part(piece.kind, piece.text))
+            add_piece(self.parts, piece)
             if piece.kind == "text":
                 if not is_same:
                     self._texts[len(self._shown)] = GrowingMarkdown()
