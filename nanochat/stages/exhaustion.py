@@ -5,12 +5,13 @@ import shlex
 from collections.abc import Iterator
 from typing import Literal
 
+from nanochat.device_memory import is_memory_error, peak_memory_bytes, read_memory
 from nanochat.disk import format_size
 from nanochat.errors import CapacityError, NanochatError
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import list_rows
 from nanochat.plan import plan_model, plan_total_tokens
-from nanochat.runtime import is_memory_error, name_device, peak_memory_bytes, read_memory
+from nanochat.runtime import name_device
 from nanochat.stages.fit import read_fit
 from nanochat.stages.job import Job
 from nanochat.stages.memory import plan_step, suggest_gpus, suggest_smaller

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import torch
 
+from nanochat.device_memory import is_memory_error, read_memory
 from nanochat.disk import format_size, write_atomically
 from nanochat.errors import CapacityError
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
 from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
-from nanochat.runtime import World, deterministic_kernels, is_memory_error, name_device, read_memory, read_rank
+from nanochat.runtime import World, deterministic_kernels, name_device, read_rank
 from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display

@@ -4,11 +4,12 @@ import json
 import shlex
 from typing import Any
 
+from nanochat.device_memory import peak_memory_bytes, start_memory
 from nanochat.disk import format_size
 from nanochat.layers import flatten, read_saved
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MemoryEstimate, estimate_memory
-from nanochat.runtime import can_compile, peak_memory_bytes, start_memory
+from nanochat.runtime import can_compile
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 

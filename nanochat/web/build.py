@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from nanochat.device_memory import read_memory
 from nanochat.engine.engine import Engine
 from nanochat.engine.kv_cache import cache_bytes
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
 from nanochat.errors import CapacityError
-from nanochat.runtime import read_memory
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.web.service import Limits, Service
 from nanochat.web.worker import EngineWorker, Pool

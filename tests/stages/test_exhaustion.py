@@ -13,9 +13,10 @@ import torch
 from nanochat.cli import train as train_module
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.main import main as nanochat
+from nanochat.device_memory import is_memory_error
 from nanochat.errors import CapacityError
 from nanochat.model.gpt import GPT
-from nanochat.runtime import World, is_memory_error
+from nanochat.runtime import World
 from nanochat.stages import exhaustion
 from nanochat.stages.__main__ import main
 from nanochat.stages.exhaustion import memory_errors

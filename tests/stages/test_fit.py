@@ -14,9 +14,10 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.device_memory import DeviceMemory
 from nanochat.errors import CapacityError
 from nanochat.model.config import GPTConfig
-from nanochat.runtime import DeviceMemory, World
+from nanochat.runtime import World
 from nanochat.stages import fit as fit_module
 from nanochat.stages.__main__ import main
 from nanochat.stages.display import Display

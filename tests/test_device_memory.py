@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.runtime import _read_container_memory, peak_memory_bytes, read_memory, start_memory
+from nanochat.device_memory import _read_container_memory, peak_memory_bytes, read_memory, start_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
