@@ -52,6 +52,9 @@ class DataSettings(Section):
 
     dataset: str = "fineweb-edu"
     """A folder under $NANOCHAT_HOME/data: `demo`, `fineweb-edu`, or a name given to `nanochat download import`."""
+    packing: Literal["cut", "crop"] = "cut"
+    """Where a document does not fit its row, its rest goes on in a later row ("cut") or is thrown away ("crop": the
+    usual best fit, for training and bits per byte, to compare with numbers that were made that way)."""
 
 
 class BatchSettings(Section):

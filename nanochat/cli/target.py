@@ -161,6 +161,8 @@ def find_user(run: RunPaths, key: str) -> str | None:
     section = key.partition(".")[0]
     if key in FREE or section == "eval":
         return None
+    if key == "data.packing":
+        return "base" if has_started(run, "base") else None
     if section in ("tokenizer", "data") or key == "runtime.seed":
         if run.tokenizer.is_dir():
             return "tokenizer"

@@ -1,14 +1,18 @@
 """Packing: sequences of token ids into rows of one length.
 
-Knows neither files nor tensors. Two ways: `pack_documents` cuts documents where it must, so that every row is full and
-no token is lost; `pack_whole` keeps sequences whole and leaves the end of a row unused.
+Knows neither files nor tensors. `pack_documents` cuts documents where it must, so that every row is full and no token
+is lost; `pack_cropped` throws away the ends that do not fit; `pack_whole` keeps sequences whole and leaves the end of a
+row unused.
 """
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+
+Packing = Literal["cut", "crop"]
+"""What happens to the end of a document that does not fit its row: it goes on in a later one, or is thrown away."""
 
 
 class Encoder(Protocol):
@@ -51,6 +55,9 @@ class _Pool:
 
     def take_longest(self) -> int:
         return self._remove(len(self._by_size) - 1)
+
+    def take_shortest(self) -> int:
+        return self._remove(0)
 
     def put_back(self, index: int, length: int) -> None:
         """Return what is left of a sequence; it keeps its age."""
@@ -103,6 +110,38 @@ def pack_documents(
     while pool.total:
         rest.append(pieces[pool.take_oldest()])
     return np.array(rows, dtype=np.int32).reshape(len(rows), row_tokens), rest
+
+
+def pack_cropped(
+    documents: Sequence[np.ndarray], row_tokens: int, bos_id: int
+) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """Fill rows completely with the beginnings of documents. documents: int32 arrays, bos first.
+
+    Returns rows (N, row_tokens) int32, the rest, and how many tokens were thrown away. A gap takes the largest document
+    that fits; where none does, the shortest, whose end is dropped: the usual best fit with cropping.
+
+    >>> rows, rest, dropped = pack_cropped([np.array([0, 1, 2, 3, 4, 5]), np.array([0, 6]), np.array([0, 7])], 3, 0)
+    >>> rows.tolist(), [piece.tolist() for piece in rest], dropped
+    ([[0, 6, 0], [0, 7, 0], [0, 1, 2]], [], 3)
+    """
+    pool = _Pool([len(document) for document in documents])
+    rows, dropped = [], 0
+    while pool.total >= row_tokens:
+        row, filled = np.full(row_tokens, bos_id, dtype=np.int32), 0
+        while row_tokens - filled > (1 if filled else 0):  # a gap of one holds the bos that is already there
+            gap = row_tokens - filled
+            index = pool.take_largest(gap)
+            if index is None:
+                index = pool.take_shortest()
+            document = documents[index][:gap]
+            row[filled : filled + len(document)] = document
+            filled += len(document)
+            dropped += len(documents[index]) - len(document)
+        rows.append(row)
+    rest = []
+    while pool.total:
+        rest.append(documents[pool.take_oldest()])
+    return np.array(rows, dtype=np.int32).reshape(len(rows), row_tokens), rest, dropped
 
 
 def pack_whole(lengths: Sequence[int], row_tokens: int, flush: bool = False) -> tuple[list[list[int]], list[int]]:

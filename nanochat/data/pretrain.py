@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.batch import Batch, build_batch
-from nanochat.data.packing import Encoder, pack_documents
+from nanochat.data.packing import Encoder, Packing, pack_cropped, pack_documents
 from nanochat.data.prefetch import Prefetcher
 from nanochat.data.shards import RowGroup, Split, list_row_groups, read_row_group
 from nanochat.errors import DataError, UsageError
@@ -101,10 +101,12 @@ class _Source:
     """What the thread needs; it knows nothing of the loader, which can therefore be garbage-collected."""
 
     def __init__(
-        self, groups: Sequence[RowGroup], tokenizer: Encoder, row_tokens: int, directory: Path, num_laps: int = 1
+        self, groups: Sequence[RowGroup], tokenizer: Encoder, row_tokens: int, directory: Path, packing: Packing
     ) -> None:
         self.groups, self.tokenizer, self.row_tokens, self.directory = groups, tokenizer, row_tokens, directory
-        self.num_laps = num_laps
+        self.packing: Packing = packing
+        self.num_laps = 1
+        self.num_tokens = self.num_dropped = 0  # of all that was packed in this process
         self.stretches = split_stretches(groups)
         self._kept: dict[int, _Packed] = {}
 
@@ -125,11 +127,17 @@ class _Source:
         bos_id = self.tokenizer.bos_id
         documents = [np.array([bos_id, *ids], dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         carried = [np.array(piece, dtype=np.int32) for piece in place.carry]
-        rows, rest = pack_documents(carried + documents, self.row_tokens, bos_id)
+        num_tokens = sum(map(len, documents))
+        if self.packing == "crop":
+            rows, rest, dropped = pack_cropped(carried + documents, self.row_tokens, bos_id)
+            self.num_dropped += dropped
+        else:
+            rows, rest = pack_documents(carried + documents, self.row_tokens, bos_id)
+        self.num_tokens += num_tokens
         rows = np.random.default_rng([place.epoch, place.position]).permutation(rows)
         if rows.size:
             rows = rows.astype(np.min_scalar_type(rows.max()))  # two bytes are enough for most vocabularies
-        return _Packed(rows, tuple(tuple(piece.tolist()) for piece in rest), sum(map(len, documents)))
+        return _Packed(rows, tuple(tuple(piece.tolist()) for piece in rest), num_tokens)
 
     def iter_train_rows(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
         """Endless rows from a place, each with the place after it."""
@@ -219,6 +227,7 @@ class PretrainLoader:
         cursor: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         prefetched_batches: int = PREFETCHED_BATCHES,
+        packing: Packing = "cut",
     ) -> None:
         assert 0 <= rank < world_size and rows > 0 and context > 0, (rank, world_size, rows, context)
         groups = list_row_groups(directory, split)
@@ -226,13 +235,13 @@ class PretrainLoader:
         self.resumed_exactly = True
         self.num_row_groups = len(groups)
         self._place = Place()
-        self._source = _Source(groups, tokenizer, context + 1, directory)
+        self._source = _Source(groups, tokenizer, context + 1, directory, packing)
         if split == "val":
             if cursor is not None:
                 raise UsageError("validation has no cursor: it is one pass from the start")
             batches = _iter_val_batches(self._source, rows, rank, world_size, max_tokens)
         else:
-            self._source.num_laps = count_laps(groups, context + 1)
+            self._source.num_laps = count_laps(groups, context + 1) if packing == "cut" else 1
             if cursor is not None:
                 self._place = self._read_cursor(cursor)
             batches = _iter_train_batches(self._source, self._place, rows, rank, world_size)
@@ -252,8 +261,8 @@ class PretrainLoader:
 
     @property
     def dropped_share(self) -> float:
-        """Share of the tokens that never reach a row: none, since documents are cut and what is left is carried on."""
-        return 0.0
+        """Share of the tokens read so far that never reach a row: none where documents are cut."""
+        return self._source.num_dropped / max(1, self._source.num_tokens)
 
     def cursor(self) -> dict[str, Any]:
         """Where the batch just yielded ends, the same on every rank, as JSON."""
@@ -261,6 +270,7 @@ class PretrainLoader:
         return {
             "version": VERSION,
             **self._identity,
+            "packing": self._source.packing,
             "num_laps": self._source.num_laps,
             "share": round(self._source.measure_share(place), 6),
             "epoch": place.epoch,
@@ -288,7 +298,8 @@ class PretrainLoader:
             raise DataError(
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
-        if saved == self._identity and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
+        is_same = saved == self._identity and cursor.get("packing", "cut") == self._source.packing
+        if is_same and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
             self._source.num_laps = num_laps
             return place
         self.resumed_exactly = False

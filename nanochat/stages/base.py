@@ -7,6 +7,7 @@ from typing import Any
 
 import nanochat
 from nanochat.data.batch import Batch
+from nanochat.data.packing import Packing
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.shards import load_manifest
 from nanochat.evals.samples import sample_texts
@@ -29,13 +30,12 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
     job = fit_batch(job, "base", config, display)
     settings = job.settings
     plan = plan_base(settings, world.world_size, vocab_size=tokenizer.vocab_size)
-    rows = plan.device_batch_size
+    rows, packing = plan.device_batch_size, settings.data.packing
     loaders: list[PretrainLoader] = []
 
     def open_loader(cursor: dict | None) -> Loader:
-        loader = PretrainLoader(
-            folder, "train", tokenizer, rows, config.context, world.rank, world.world_size, cursor=cursor
-        )
+        place = {"rank": world.rank, "world_size": world.world_size, "cursor": cursor}
+        loader = PretrainLoader(folder, "train", tokenizer, rows, config.context, **place, packing=packing)
         loaders.append(loader)
         return loader
 
@@ -43,6 +43,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         share = loaders[-1].dropped_share if loaders else 0.0
         display.say(f"packing dropped {100 * share:.2f}% of the tokens")
         return {
+            "packing": packing,
             "dropped_share": share,
             "dataset": settings.data.dataset,
             "dataset_hash": load_manifest(folder).hash,
@@ -58,7 +59,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
         start=None,
         open_loader=open_loader,
-        validation=lambda: iter_validation(folder, tokenizer, rows, config.context),
+        validation=lambda: iter_validation(folder, tokenizer, rows, config.context, packing),
         eval_tokens=settings.base.eval_tokens,
         sample=lambda model: sample_texts(model, tokenizer),
         describe_data=describe_data,
@@ -66,7 +67,9 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
     return run_course(job, course, display)
 
 
-def iter_validation(folder: Path, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:
+def iter_validation(
+    folder: Path, tokenizer: Tokenizer, rows: int, context: int, packing: Packing = "cut"
+) -> Iterator[Batch]:
     """One pass over the validation documents, the same on every rank."""
-    with PretrainLoader(folder, "val", tokenizer, rows, context) as loader:
+    with PretrainLoader(folder, "val", tokenizer, rows, context, packing=packing) as loader:
         yield from loader

@@ -79,12 +79,14 @@ def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
     rows = job.settings.batch.device_batch_size
     if rows == "auto":  # any number gives the same score, and without gradients this many fit wherever the model does
         rows = max(1, AUTO_TOKENS // model.config.context)
-    batches = iter_validation(folder, tokenizer, rows, model.config.context)
+    packing = job.settings.data.packing
+    batches = iter_validation(folder, tokenizer, rows, model.config.context, packing)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
     bits = measure_bits(model, _tell(job, "bpb", batches), token_bytes, num_tokens, job.world)
-    text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"
+    cropped = ", in cropped rows" if packing == "crop" else ""
+    text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}{cropped}"
     display.say(f"bpb {bits.bpb:.4f} bits per byte on {text}")
-    data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash}
+    data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash, "packing": packing}
     record = {
         "name": "bpb",
         "bpb": bits.bpb,

@@ -74,6 +74,15 @@ def test_another_setting_of_a_trained_stage_names_the_copy_before_it(nanochat: C
     assert "nanochat runs copy r r-2 --until mid  # then this command with --run r-2" in outcome.err
 
 
+def test_packing_is_settled_by_base_and_not_by_the_tokenizer(nanochat: Call, home: Path) -> None:
+    make_run(home, "new", ("tokenizer",))
+    crop = ("--set", "data.packing=crop")
+    assert "has trained" not in nanochat("train", "base", "--run", "new", *crop, "--dry-run").err
+    make_run(home, "old", ("tokenizer", "base"))
+    outcome = nanochat("train", "base", "--run", "old", *crop)
+    assert outcome.code == 2 and 'has trained its base with data.packing = "cut", not "crop"' in outcome.err
+
+
 def test_a_plan_without_a_checkpoint_binds_nobody(nanochat: Call, home: Path) -> None:
     run = make_run(home, "r", DONE)
     run.stage("rl").root.mkdir()

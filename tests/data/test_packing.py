@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.data.packing import pack_documents, pack_whole
+from nanochat.data.packing import pack_cropped, pack_documents, pack_whole
 
 BOS = 0
 
@@ -43,6 +43,29 @@ def test_calls_that_carry_the_rest_on_lose_nothing_either() -> None:
         seen += rows.ravel().tolist()
     seen += [token for piece in rest for token in piece.tolist()]
     assert sorted(token for token in seen if token != BOS) == list(range(1, 77))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(2, 17))
+def test_cropped_rows_hold_beginnings_only_and_what_is_dropped_is_counted(lengths: list[int], row_tokens: int) -> None:
+    rows, rest, dropped = pack_cropped(number_documents(lengths), row_tokens, BOS)
+    starts = set((np.cumsum([0, *lengths]) + 1).tolist())
+    kept = [*rows.ravel().tolist(), *(token for piece in rest for token in piece.tolist())]
+    real = [token for token in kept if token != BOS]
+    assert len(set(real)) == len(real) == sum(lengths) - dropped
+    assert sum(map(len, rest)) < row_tokens
+    for row in rows:
+        assert row[0] == BOS
+        for before, token in zip(row[:-1], row[1:], strict=True):
+            if token != BOS:
+                assert token in starts if before == BOS else token == before + 1
+
+
+def test_a_document_is_cropped_only_where_none_fits_and_then_the_shortest() -> None:
+    rows, rest, dropped = pack_cropped(number_documents([9, 5, 6, 2, 12]), 8, BOS)
+    assert rows.tolist() == [[0, 15, 16, 17, 18, 19, 20, 0], [0, 10, 11, 12, 13, 14, 0, 21], [0, 1, 2, 3, 4, 5, 6, 7],
+                             [0, 23, 24, 25, 26, 27, 28, 29]]  # fmt: skip
+    assert (rest, dropped) == ([], 1 + 2 + 5)
 
 
 def test_documents_that_fit_are_not_cut() -> None:

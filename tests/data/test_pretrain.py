@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nanochat.data import pretrain
+from nanochat.data.packing import Packing
 from nanochat.data.pretrain import LAPS, PretrainLoader
 from nanochat.data.shards import write_shards
 from nanochat.errors import DataError, UsageError
@@ -191,6 +192,29 @@ def test_a_group_is_tokenized_once_in_an_epoch(books: Path) -> None:
     with PretrainLoader(books, "train", tokenizer, rows=1, context=32, prefetched_batches=1) as loader:
         rows = read_epoch(loader)
     assert len(rows) > 900 and len(LONG) <= tokenizer.num_texts <= len(LONG) + 8  # the next epoch has begun
+
+
+def test_cropped_rows_drop_the_ends_of_long_documents_and_resume_exactly(books: Path) -> None:
+    def build(cursor: dict | None = None, packing: Packing = "crop") -> PretrainLoader:
+        return PretrainLoader(books, "train", ByteTokenizer(), 1, 32, cursor=cursor, packing=packing)
+
+    with build() as loader:
+        assert loader.cursor()["num_laps"] == 1
+        rows = read_epoch(loader)
+        assert loader.dropped_share == pytest.approx(1 - 33 / 1351, abs=0.001)
+    assert len(rows) == len(LONG) + 1 and all(row[0] == ByteTokenizer.bos_id for row in rows)
+    beginnings = {tuple(text.encode()[:32]) for text in LONG}
+    assert {row[1:] for row in rows[:-1]} == beginnings
+    with build() as loader:
+        whole = [next(loader).ids.tolist() for _ in range(30)]
+    with build() as loader:
+        for _ in islice(loader, 11):
+            pass
+        cursor = json.loads(json.dumps(loader.cursor()))
+    with build(cursor) as loader:
+        assert loader.resumed_exactly and [next(loader).ids.tolist() for _ in range(19)] == whole[11:]
+    with build(cursor, "cut") as loader:
+        assert not loader.resumed_exactly
 
 
 def test_a_cursor_from_before_there_were_laps_goes_on_without_them(books: Path) -> None:

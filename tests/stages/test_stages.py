@@ -16,6 +16,7 @@ import torch
 
 from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
+from nanochat.report.collect import collect_report
 from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
 from nanochat.stages.lock import find_holder
@@ -62,6 +63,23 @@ def test_evaluation_during_training_and_afterwards_agree(trained_home: Path) -> 
     after = json.loads((run.eval / "base_bpb.json").read_text())
     (run.eval / "base_bpb.json").unlink()
     assert after["bpb"] == pytest.approx(json.loads(run.stage("base").result.read_text())["val_bpb"], rel=1e-6)
+
+
+def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(trained_home: Path, start_run: Start) -> None:
+    settings = start_run(changes={"data": {"packing": "crop"}})
+    assert main(["base", str(settings)]) == 0
+    assert main(["evaluate", str(settings), "--of", "base", "--score", "bpb"]) == 0
+    run = RunPaths(settings.parent)
+    result, whole = (
+        json.loads(r.stage("base").result.read_text()) for r in (run, Workspace(trained_home).run("whole"))
+    )
+    assert (result["packing"], whole["packing"]) == ("crop", "cut")
+    assert result["dropped_share"] > whole["dropped_share"] == 0
+    after = json.loads((run.eval / "base_bpb.json").read_text())
+    assert after["packing"] == "crop" and after["bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
+    assert after["num_bytes"] > 0 and result["val_bpb"] != whole["val_bpb"]
+    (score,) = [score for score in collect_report(run).scores if "bpb" in score.name]
+    assert score.name == "bpb of cropped rows"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
