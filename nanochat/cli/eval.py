@@ -18,6 +18,9 @@ from nanochat.data.core_bundle import check_bundle, has_bundle, load_bundle
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath, RunPaths
 
+MEASURED = frozenset({"data.packing", "runtime.seed"})
+"""Settings that say how to measure, beside those of [eval]: another value than the run's holds for one evaluation."""
+
 app = new_group("Score a trained model.")
 
 SAMPLES_TEMPERATURE = 0.8
@@ -125,7 +128,7 @@ def evaluate(
     if found.run is None:
         raise UsageError(f"{model} is a bare checkpoint; scores belong to a run", "nanochat runs ls")
     invocation.console.say(f"model {found}")
-    target = choose_target(invocation, run=found.run.name, overrides=overrides)
+    target = choose_target(invocation, run=found.run.name, overrides=overrides, free=MEASURED)
     check_evaluation(score, found, target)
     if score in ("core", "all") and has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
@@ -224,7 +227,8 @@ def is_score(value: object) -> bool:
 
 def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
     """Whether the final model of a stage has its bits per byte and all chat tasks."""
-    return {"bpb", *tasks} <= {score.get("name") for score in _final_scores(run, stage)}
+    names = {score.get("name") for score in _final_scores(run, stage)}
+    return not names.isdisjoint({"bpb", "bpb-crop"}) and set(tasks) <= names
 
 
 def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:

@@ -61,8 +61,11 @@ def choose_target(
     run: str | None = None,
     *,
     newest: bool = False,
+    free: frozenset[str] = frozenset(),
 ) -> Target:
     """Find or name the run. newest: without preset, config and run take the run that was touched last.
+
+    free: settings that may differ from those that the run was trained with, where it does not go on.
 
     Raises UsageError where the settings contradict what the run has already trained.
     """
@@ -96,7 +99,7 @@ def choose_target(
         again = shlex.join(["nanochat", "run", *target_options(preset, None, f"{name}-2", overrides)])
     else:
         again = f"nanochat runs show {name}"
-    changed = find_changes(paths, saved, settings, again)
+    changed = find_changes(paths, saved, settings, again, free)
     return Target(paths, preset, settings, origins, False, changed, choice)
 
 
@@ -131,7 +134,11 @@ def choose_run(invocation: Invocation, name: str | None) -> RunPaths:
 
 
 def find_changes(
-    run: RunPaths, saved: "Settings", settings: "Settings", again: str = "--run NAME"
+    run: RunPaths,
+    saved: "Settings",
+    settings: "Settings",
+    again: str = "--run NAME",
+    free: frozenset[str] = frozenset(),
 ) -> dict[str, tuple[Any, Any]]:
     """What differs from the run's saved settings. again: the options of a new run, for the hint.
 
@@ -141,7 +148,8 @@ def find_changes(
 
     changed = differing_keys(saved, settings)
     stages = ("tokenizer", *TRAIN_STAGES)
-    used = [(stages.index(stage), key) for key in changed if (stage := find_user(run, key)) is not None]
+    users = [(find_user(run, key), key) for key in changed if key not in free]
+    used = [(stages.index(stage), key) for stage, key in users if stage is not None]
     if not used:
         return changed
     first, key = min(used)

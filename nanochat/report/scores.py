@@ -78,7 +78,7 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
     pass_at = [(parse_count(k), read_number(share)) for k, share in read_table(value.get("pass_at")).items()]
     return ScoreReport(
         stage=read_text(value.get("stage")) or stage,
-        name=_name_score(read_text(value.get("name")) or name or stem, value),
+        name=_name_score(read_text(value.get("name")) or name or stem, value.get("tasks")),
         value=first_number(accuracy, bpb, value.get("value")),
         is_accuracy=accuracy is not None or total is not None,
         correct=correct,
@@ -95,16 +95,13 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
     )
 
 
-def _name_score(name: str, value: dict[str, Any]) -> str:
-    """With what it is the mean of, and with the rows that bits per byte were measured on: it changes with both.
+def _name_score(name: str, tasks: object) -> str:
+    """A mean with what it is the mean of, for it changes with the tasks.
 
-    >>> _name_score("ChatCORE", {"tasks": ["letters", "arithmetic"]}), _name_score("letters", {})
+    >>> _name_score("ChatCORE", ["letters", "arithmetic"]), _name_score("letters", None)
     ('ChatCORE of letters, arithmetic', 'letters')
     """
-    tasks = value.get("tasks")
-    if isinstance(tasks, list) and tasks:
-        return f"{name} of {', '.join(map(read_text, tasks))}"
-    return f"{name} of cropped rows" if value.get("packing") == "crop" else name
+    return f"{name} of {', '.join(map(read_text, tasks))}" if isinstance(tasks, list) and tasks else name
 
 
 def _describe_isolation(value: dict[str, Any]) -> str:

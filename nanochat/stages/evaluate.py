@@ -83,19 +83,19 @@ def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
     batches = iter_validation(folder, tokenizer, rows, model.config.context, packing)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
     bits = measure_bits(model, _tell(job, "bpb", batches), token_bytes, num_tokens, job.world)
-    cropped = ", in cropped rows" if packing == "crop" else ""
-    text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}{cropped}"
-    display.say(f"bpb {bits.bpb:.4f} bits per byte on {text}")
+    name = "bpb" if packing == "cut" else f"bpb-{packing}"  # another measure of the same model, beside the first
+    text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"
+    display.say(f"{name} {bits.bpb:.4f} bits per byte on {text}")
     data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash, "packing": packing}
     record = {
-        "name": "bpb",
+        "name": name,
         "bpb": bits.bpb,
         "num_bytes": bits.num_bytes,
         "num_tokens": bits.num_tokens,
         **data,
         **subject.about,
     }
-    save_score(job, score_path(job, subject, "bpb"), record)
+    save_score(job, score_path(job, subject, name), record)
     return bits.bpb
 
 

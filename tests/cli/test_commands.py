@@ -359,6 +359,10 @@ def test_what_eval_is_told_holds_for_this_call_only(nanochat, launched, home) ->
     options = launched.calls[-1][1]
     assert {'eval.tasks=["identity"]', "eval.max_examples=3", "base.eval_tokens=4096"} <= set(options)
     assert run.settings.read_bytes() == before
+    assert nanochat("eval", "bpb", "demo", "--set", "data.packing=crop", "--set", "runtime.seed=7").code == 0
+    assert {'data.packing="crop"', "runtime.seed=7"} <= set(launched.calls[-1][1])
+    assert run.settings.read_bytes() == before
+    assert "has trained" in nanochat("eval", "bpb", "demo", "--set", "model.depth=9").err
 
 
 def test_hints_about_other_settings_work_when_pasted(nanochat, home) -> None:
