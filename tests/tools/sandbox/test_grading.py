@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,12 +118,23 @@ def test_a_process_that_the_system_kills_is_no_verdict(monkeypatch: pytest.Monke
     assert verdict.passed is None and "memory" in verdict.reason and len(started) == grading.ATTEMPTS
 
 
+COUNT_WHAT_IS_LEFT = """
+import os, threading
+from dataclasses import replace
+from tests.tools.sandbox.test_grading import ENDLESS, QUICK, RIGHT, grade_programs, judge, measure_isolation
+judge(RIGHT)
+files, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
+grade_programs([RIGHT, replace(RIGHT, code="import os\\nos._exit(1)"), ENDLESS] * 4, measure_isolation(), QUICK)
+print(set(os.listdir("/proc/self/fd")) == files, threading.active_count() - threads)
+"""
+
+
 def test_nothing_is_left_open_or_running() -> None:
-    judge(RIGHT)
+    """In a process of its own: other tests' threads come and go in this one."""
     running = list_sandboxed()
-    before, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
-    grade_programs([RIGHT, replace(RIGHT, code="import os\nos._exit(1)"), ENDLESS] * 4, measure_isolation(), QUICK)
-    assert set(os.listdir("/proc/self/fd")) == before and threading.active_count() == threads
+    command, root = [sys.executable, "-c", COUNT_WHAT_IS_LEFT], Path(__file__).parents[3]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout == "True 0\n"
     assert list_sandboxed() == running
 
 
