@@ -32,8 +32,8 @@ class Message:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing, not even to a tool."""
-        return not any(part.text.strip() for part in self.parts)
+        """Whether it says nothing, not even to a tool; what a tool answers is not its own."""
+        return not any(part.text.strip() for part in self.parts if part.kind != "python_output")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
 
+CROPPED = "data.packing = crop: bits per byte are those of cropped rows, which are easier than the whole text"
+
 
 def run_base(job: Job, display: Display) -> dict[str, Any]:
     """Pretrain, from where it stands, to the plan's horizon; returns the result. Collective: every rank calls this."""
@@ -62,6 +64,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         validation=lambda: iter_validation(folder, tokenizer, rows, config.context, packing),
         eval_tokens=settings.base.eval_tokens,
         sample=lambda model: sample_texts(model, tokenizer),
+        notes=(CROPPED,) if packing == "crop" else (),
         describe_data=describe_data,
     )
     return run_course(job, course, display)

@@ -137,10 +137,10 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
 def describe_loss(before: float, after: float, source: str) -> str:
     """
     >>> describe_loss(0.5, 0.4, "demo/sft@650")
-    'practice did not help: pass@1 was 50.0% and is 40.0%; the model before it is demo/sft@650'
+    'practice did not help: pass@1 was 50.0% and is 40.0%; `nanochat chat demo/sft@650` is the model before it'
     """
     was, now = (f"{100 * share:.1f}%" for share in (before, after))
-    return f"practice did not help: pass@1 was {was} and is {now}; the model before it is {source}"
+    return f"practice did not help: pass@1 was {was} and is {now}; `nanochat chat {source}` is the model before it"
 
 
 def check_signal(practice: Practice, display: Display) -> None:

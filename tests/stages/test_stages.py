@@ -65,9 +65,12 @@ def test_evaluation_during_training_and_afterwards_agree(trained_home: Path) -> 
     assert after["bpb"] == pytest.approx(json.loads(run.stage("base").result.read_text())["val_bpb"], rel=1e-6)
 
 
-def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(trained_home: Path, start_run: Start) -> None:
+def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(
+    trained_home: Path, start_run: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = start_run(changes={"data": {"packing": "crop"}})
     assert main(["base", str(settings)]) == 0
+    assert "bits per byte are those of cropped rows" in "".join(capsys.readouterr())
     assert main(["evaluate", str(settings), "--of", "base", "--score", "bpb"]) == 0
     run = RunPaths(settings.parent)
     result, whole = (

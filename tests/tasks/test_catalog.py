@@ -109,6 +109,7 @@ def test_a_file_of_conversations_is_a_task(tmp_path: Path) -> None:
         (b'[{"role": "user", "content": "x"}]\n', r":1 ends with the user"),
         (b'[{"role": "assistant", "content": "x"}]\n', r"roles alternate"),
         (LINE.encode() + LINE.replace('"b"', '" "').encode(), r":2: answer 1 is empty"),
+        (LINE.replace('"b"', '[{"type": "python_output", "text": "2"}]').encode(), r":1: answer 1 is empty"),
         (b"\n", r"has no conversations"),
     ],
 )
