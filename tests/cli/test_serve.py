@@ -176,7 +176,8 @@ def test_a_port_of_the_administrator_asks_for_another_port(monkeypatch: pytest.M
 def test_all_addresses_of_both_kinds_are_listened_on() -> None:
     with open_port("::", 0) as listener:
         for host in ("127.0.0.1", "::1"):
-            socket.create_connection((host, listener.getsockname()[1]), timeout=10).close()
+            with socket.create_connection((host, listener.getsockname()[1]), timeout=10) as connection:
+                assert connection.getpeername()[0] == host
 
 
 def test_a_kill_in_mid_reply_keeps_what_was_said(trained_home: Path, tmp_path: Path) -> None:

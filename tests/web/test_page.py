@@ -415,6 +415,7 @@ def test_a_key_is_asked_for_once(context) -> None:
         page.wait_for_selector("#model:not(:empty)")
         page.reload()
         page.wait_for_selector("#model:not(:empty)")
+        assert page.locator("#key-text").is_hidden()
 
 
 def test_exported_lines_are_what_training_reads(whole: Watched, tmp_path: Path) -> None:
