@@ -7,7 +7,6 @@ import difflib
 import json
 import math
 import os
-import re
 import sys
 import types
 import typing
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.settings import Settings
+from nanochat.toml_lines import describe_place
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +28,10 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 PREFIX = "NANOCHAT_"
-KNOWN_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE")
+OTHER_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE", "NANOCHAT_API_KEY")
+"""What the environment may say beside settings. All other NANOCHAT_ variables without `__` are ignored."""
+LIKELY = 0.8
+"""How alike two names are when one is probably a typing error of the other: difflib's ratio, 0.86 for HME and HOME."""
 ALL_KEYS = "nanochat config schema"
 
 Origins = dict[str, str]
@@ -53,8 +56,8 @@ def load_settings(
 ) -> tuple[Settings, Origins]:
     """Merge the layers. overrides: `key=value` each. environ: None is the process's own.
 
-    Raises UsageError for unknown keys, unknown NANOCHAT_ variables and values out of bounds; MissingError for an
-    absent file.
+    Raises UsageError for unknown keys, unknown NANOCHAT_SECTION__KEY variables and values out of bounds; MissingError
+    for an absent file.
     """
     wishes: list[Wish] = []
     if preset is not None:
@@ -113,25 +116,51 @@ def read_override(text: str) -> Wish:
 
 
 def read_environment(environ: Mapping[str, str]) -> list[Wish]:
-    """The settings that NANOCHAT_SECTION__KEY variables state. Raises UsageError for a variable that means nothing."""
-    check_variables(environ)
+    """The settings that NANOCHAT_SECTION__KEY variables state; those that are empty state nothing.
+
+    Raises UsageError for such a name that is no setting. Variables without `__` are none of ours: Kubernetes writes
+    NANOCHAT_PORT into each pod beside a service named nanochat.
+    """
+    known = _list_variables()
     wishes = []
     for name, value in sorted(environ.items()):
-        if name.startswith(PREFIX) and name not in KNOWN_VARIABLES:
-            key = name.removeprefix(PREFIX).lower().replace("__", ".", 1)
-            wishes.append(Wish(key, parse_value(key, value), name, name))
+        if not name.startswith(PREFIX) or "__" not in name or not value.strip():
+            continue
+        if name not in known:
+            raise UsageError(f"unknown environment variable {name}", _did_you_mean(name, known) or f"unset {name}")
+        wishes.append(Wish(known[name], parse_value(known[name], value), name, name))
     return wishes
 
 
-def check_variables(environ: Mapping[str, str]) -> None:
-    """Raise UsageError for a NANOCHAT_ variable that is no setting: a typing error must not be ignored."""
-    names = [name for name in sorted(environ) if name.startswith(PREFIX) and name not in KNOWN_VARIABLES]
-    if not names:
-        return
-    known = [*KNOWN_VARIABLES, *(PREFIX + key.upper().replace(".", "__") for key in list_fields())]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown environment variable {name}", _did_you_mean(name, known) or f"unset {name}")
+def find_empty(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables of settings that are empty, and so ignored. environ: None is the process's own."""
+    environ = os.environ if environ is None else environ
+    return sorted(name for name in _list_variables() if name in environ and not environ[name].strip())
+
+
+def find_misspelt(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """NANOCHAT_ variables that mean nothing but look as if they should, each with the name that was probably meant.
+
+    environ: None is the process's own.
+
+    >>> find_misspelt({"NANOCHAT_HME": "/data", "NANOCHAT_BASE_FLOPS": "1e18", "NANOCHAT_PORT": "tcp://10.0.0.1:80"})
+    {'NANOCHAT_BASE_FLOPS': 'NANOCHAT_BASE__FLOPS', 'NANOCHAT_HME': 'NANOCHAT_HOME'}
+    """
+    environ = os.environ if environ is None else environ
+    meant = {name.removeprefix(PREFIX).replace("__", "_"): name for name in (*OTHER_VARIABLES, *_list_variables())}
+    meant |= {key.partition(".")[2].upper(): PREFIX + key.upper().replace(".", "__") for key in reversed(list_fields())}
+    found = {}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in meant.values():
+            words = name.removeprefix(PREFIX).replace("__", "_").upper()
+            if near := difflib.get_close_matches(words, meant, n=1, cutoff=LIKELY):
+                found[name] = meant[near[0]]
+    return found
+
+
+def _list_variables() -> dict[str, str]:
+    """Name of a variable -> the dotted key that it sets."""
+    return {PREFIX + key.upper().replace(".", "__"): key for key in list_fields()}
 
 
 def list_presets() -> dict[str, str]:
@@ -165,17 +194,17 @@ def read_toml(text: str, name: str, with_line: bool = True) -> list[Wish]:
     for section, values in tree.items():
         if not isinstance(values, dict):
             raise UsageError(
-                f"{_place(text, name, section)}: unknown key {section}",
+                f"{describe_place(text, name, section)}: unknown key {section}",
                 _did_you_mean(section, [*_sections(), *list_fields()]) or f"put it in a table; {ALL_KEYS} shows all",
             )
         if section not in _sections():
             raise UsageError(
-                f"{_place(text, name, section)}: unknown table [{section}]",
+                f"{describe_place(text, name, section)}: unknown table [{section}]",
                 _did_you_mean(section, _sections()) or f"{ALL_KEYS} shows all",
             )
         for key, value in values.items():
             dotted = f"{section}.{key}"
-            place = _place(text, name, dotted)
+            place = describe_place(text, name, dotted)
             _check_key(dotted, place)
             wishes.append(Wish(dotted, value, place if with_line else name, place))
     return wishes
@@ -315,39 +344,3 @@ def _explain(error: ValidationError, places: dict[str, Wish]) -> UsageError:
     about = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
     place = f"{wish.place}: " if wish and wish.place != "--set" else ""
     return UsageError(f"{place}{value}: {message}{about}", ALL_KEYS)
-
-
-def _place(text: str, name: str, key: str) -> str:
-    """`my.toml:12`, the line where a dotted key stands, or its table where it stands inside an inline table."""
-    line = find_line(text, key) or find_line(text, key.partition(".")[0])
-    return f"{name}:{line}" if line else name
-
-
-def find_line(text: str, key: str) -> int | None:
-    """The line, from 1, of a dotted key or a table in TOML text.
-
-    >>> find_line("[base]\\nflops = 1e18\\n", "base.flops"), find_line("base.flops = 1", "base.flops")
-    (2, 1)
-    """
-    table, closing = "", ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if closing:  # inside a string of several lines
-            if closing in line:
-                closing = ""
-            continue
-        if header := re.match(r"\s*\[\[?([^\[\]]+)\]", line):
-            table = _normal_key(header[1])
-            if table == key:
-                return number
-        elif entry := re.match(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*[A-Za-z0-9_"'-]+)*)\s*=""", line):
-            full = _normal_key(entry[1]) if not table else f"{table}.{_normal_key(entry[1])}"
-            if full == key or full.startswith(f"{key}."):
-                return number
-        for quotes in ('"""', "'''"):
-            if line.count(quotes) % 2:
-                closing = quotes
-    return None
-
-
-def _normal_key(text: str) -> str:
-    return ".".join(part.strip().strip("\"'") for part in text.split("."))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from nanochat.errors import UsageError
 from nanochat.layers import (
     apply_wishes,
-    check_variables,
     differing_keys,
-    find_line,
+    find_empty,
+    find_misspelt,
     flatten,
     list_fields,
     list_presets,
@@ -22,6 +22,7 @@ from nanochat.layers import (
     tomllib,
 )
 from nanochat.settings import Settings
+from nanochat.toml_lines import find_line
 
 
 def test_each_layer_wins_over_the_one_below_and_says_so(tmp_path: Path) -> None:
@@ -81,7 +82,44 @@ def test_the_environment_means_what_the_option_means() -> None:
             assert read_environment({name: "3"})[0].value == 3
         else:
             with pytest.raises(UsageError, match=name):
-                check_variables({name: "3"})
+                read_environment({name: "3"})
+
+
+KUBERNETES = """NANOCHAT_PORT=tcp://10.43.1.39:8000 NANOCHAT_SERVICE_HOST=10.43.1.39 NANOCHAT_SERVICE_PORT=8000
+    NANOCHAT_SERVICE_PORT_HTTP=8000 NANOCHAT_PORT_8000_TCP=tcp://10.43.1.39:8000 NANOCHAT_PORT_8000_TCP_PROTO=tcp
+    NANOCHAT_PORT_8000_TCP_PORT=8000 NANOCHAT_PORT_8000_TCP_ADDR=10.43.1.39"""
+
+
+def test_what_kubernetes_puts_into_a_pod_is_no_setting() -> None:
+    environ = dict(item.split("=") for item in KUBERNETES.split()) | {"NANOCHAT_UPDATE_SNAPSHOTS": "1"}
+    assert load_settings("demo", environ=environ) == load_settings("demo", environ={})
+    assert find_misspelt(environ) == {}
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("HME", "HOME"),
+        ("OFLINE", "OFFLINE"),
+        ("APIKEY", "API_KEY"),
+        ("BASE_NUM_STEPS", "BASE__NUM_STEPS"),
+        ("BASE__NUM_STPS", "BASE__NUM_STEPS"),
+        ("base__num_steps", "BASE__NUM_STEPS"),
+        ("MATRIX_LR", "BASE__MATRIX_LR"),
+        ("DEVICE", "RUNTIME__DEVICE"),
+    ],
+)
+def test_a_variable_that_looks_like_a_misspelt_setting_is_found(name: str, meant: str) -> None:
+    assert find_misspelt({f"NANOCHAT_{name}": "1"}) == {f"NANOCHAT_{name}": f"NANOCHAT_{meant}"}
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_says_nothing(value: str) -> None:
+    environ = {"NANOCHAT_BASE__NUM_STEPS": value, "NANOCHAT_BASE__MATRIX_LR": value, "NANOCHAT_SFT__MIXTURE": value}
+    assert load_settings("demo", environ=environ) == load_settings("demo", environ={})
+    assert find_empty(environ) == sorted(environ)
+    unset = {"NANOCHAT_BASE__NUM_STEPS": "none"}
+    assert load_settings("demo", environ=unset)[0].base.num_steps is None and find_empty(unset) == []
 
 
 @pytest.mark.parametrize(

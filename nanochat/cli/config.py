@@ -25,9 +25,12 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Where each value came from.")] = False,
 ) -> None:
     """Print every setting, resolved: option over environment over file over preset over default."""
-    from nanochat.layers import flatten
+    from nanochat.layers import find_empty, flatten
 
     settings, origins = resolve(invocation, preset, config, overrides, run)
+    if origin:
+        for name in find_empty():
+            invocation.console.say(f"{name} is empty: ignored  # {name}=none unsets what may be unset")
     values = flatten(settings.model_dump())
     if invocation.as_json:
         shown: Any = settings.model_dump()

@@ -150,7 +150,7 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
 def build_invocation(
     no_color: bool = False, home: Path | None = None, offline: bool = False, **flags: Any
 ) -> Invocation:
-    """Join the global options with the environment. Raises UsageError for an unknown NANOCHAT_ variable."""
+    """Join the global options with the environment."""
     environ = read_environ()
     color = not no_color and not environ.get("NO_COLOR")
     return Invocation(

@@ -17,6 +17,7 @@ from nanochat.doctor.machine import (
     check_shared_memory,
     check_tokenizer,
     check_torch,
+    check_variables,
 )
 
 
@@ -30,6 +31,7 @@ def examine_machine(home: Path) -> tuple[Finding, ...]:
         ("open files", check_open_files),
         ("home", lambda: check_home(home)),
         ("disk", lambda: check_disk(home)),
+        ("variables", check_variables),
         ("sandbox", check_sandbox),
         ("tokenizer", check_tokenizer),
         ("gpu memory", check_gpu_memory),  # before torch takes some itself

@@ -71,6 +71,18 @@ def check_home(home: Path) -> Finding:
     return Finding("home", "ok", f"{home}" if parent == home else f"{home} (will be created)")
 
 
+def check_variables(misspelt: dict[str, str] | None = None) -> Finding:
+    """misspelt: variables of the environment that mean nothing, each with what was probably meant."""
+    from nanochat.layers import find_misspelt
+
+    misspelt = find_misspelt() if misspelt is None else misspelt
+    if not misspelt:
+        return Finding("variables", "ok", "no NANOCHAT_ variable looks misspelt")
+    said = ", ".join(f"{name} (did you mean {meant}?)" for name, meant in misspelt.items())
+    fix = "; ".join(f'export {meant}="${name}"; unset {name}' for name, meant in misspelt.items())
+    return Finding("variables", "warn", f"no setting: {said}", fix)
+
+
 def check_disk(home: Path) -> Finding:
     """What is free, and which presets it is enough for."""
     from nanochat.layers import list_presets, load_settings

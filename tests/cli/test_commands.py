@@ -242,6 +242,14 @@ def test_config_show_names_the_origin_of_each_value(nanochat, monkeypatch) -> No
     assert shown["model.context"]["origin"] == "preset demo"
 
 
+def test_config_show_names_the_variables_that_are_empty(nanochat, monkeypatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE__NUM_STEPS", "")
+    monkeypatch.setenv("NANOCHAT_PORT", "tcp://10.43.1.39:8000")
+    outcome = nanochat("config", "show", "--preset", "demo", "--origin", "--json")
+    assert json.loads(outcome.out)["base.num_steps"] == {"value": 300, "origin": "preset demo"}
+    assert "NANOCHAT_BASE__NUM_STEPS is empty: ignored" in outcome.err and "PORT" not in outcome.err
+
+
 def test_the_schema_documents_every_key(nanochat) -> None:
     text = nanochat("config", "schema").out
     assert "batch.device_batch_size = 32" in text

@@ -246,15 +246,12 @@ def test_every_error_is_a_sentence_a_hint_and_a_code(nanochat, home, words, prep
     assert outcome.out == ""
 
 
-@pytest.mark.parametrize(
-    "name, hint", [("NANOCHAT_HME", "NANOCHAT_HOME"), ("NANOCHAT_BASE__FLOP", "NANOCHAT_BASE__FLOPS")]
-)
-def test_an_unknown_variable_is_an_error(nanochat, monkeypatch, name, hint) -> None:
-    monkeypatch.setenv(name, "1")
+def test_an_unknown_variable_of_a_section_is_an_error(nanochat, monkeypatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE__FLOP", "1")
     outcome = nanochat("plan", "--preset", "demo")
     assert outcome.code == 2
-    assert f"unknown environment variable {name}" in outcome.err
-    assert f"did you mean {hint}?" in outcome.err
+    assert "unknown environment variable NANOCHAT_BASE__FLOP" in outcome.err
+    assert "did you mean NANOCHAT_BASE__FLOPS?" in outcome.err
 
 
 def test_a_full_disk_exits_with_5(nanochat, monkeypatch) -> None:

@@ -11,6 +11,7 @@ from nanochat.doctor.machine import (
     check_home,
     check_open_files,
     check_python,
+    check_variables,
     judge_disk,
     judge_open_files,
     judge_shared_memory,
@@ -22,8 +23,19 @@ def test_every_check_is_made_even_where_the_home_does_not_exist(tmp_path: Path) 
     findings = examine_machine(tmp_path / "new" / "home")
     names = [finding.name for finding in findings]
     assert names == [
-        *("python", "cores", "memory", "shared memory", "open files", "home", "disk", "sandbox", "tokenizer"),
-        *("gpu memory", "torch", "accelerator", "driver", "dtype", "attention", "cpu kernels", "compile", "triton"),
+        *("python", "cores", "memory", "shared memory", "open files", "home", "disk", "variables", "sandbox"),
+        *(
+            "tokenizer",
+            "gpu memory",
+            "torch",
+            "accelerator",
+            "driver",
+            "dtype",
+            "attention",
+            "cpu kernels",
+            "compile",
+            "triton",
+        ),
     ]
     assert all(finding.message for finding in findings)
     assert not (tmp_path / "new").exists()
@@ -49,6 +61,14 @@ def test_a_home_under_a_file_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert check_home(tmp_path / "file" / "home").status == "fail"
     assert check_disk(tmp_path / "file" / "home").name == "disk"
+
+
+def test_a_variable_that_looks_like_a_setting_is_named_with_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_variables({}).status == "ok"
+    monkeypatch.setenv("NANOCHAT_HME", "/data")
+    finding = check_variables()
+    assert finding.status == "warn" and "NANOCHAT_HME (did you mean NANOCHAT_HOME?)" in finding.message
+    assert finding.fix.startswith('export NANOCHAT_HOME="$NANOCHAT_HME"; unset NANOCHAT_HME')
 
 
 @pytest.mark.parametrize(
