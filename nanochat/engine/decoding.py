@@ -1,7 +1,7 @@
 """Ids of an answer become pieces of text that are safe to show. Knows a tokenizer and no engine.
 
-UTF-8 goes over the borders of tokens, tool calls come whole, and what may be the beginning of a stop string or of an
-escape sequence is held back.
+UTF-8 goes over the borders of tokens, a tool call comes whole and with its output, and what may be the beginning of a
+stop string or of an escape sequence is held back.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from nanochat.conversation import PartKind
+from nanochat.tools.calculator import MAX_EXPRESSION_CHARS
 
 MAX_HELD_ESCAPE = 64
 """Characters of an unfinished escape sequence that are held back; its ESC never gets out in any case."""
@@ -60,6 +61,7 @@ class PieceDecoder:
         self._kind: PartKind = "text"
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._calls: list[Piece] = []  # whole ones, until it is known whether a tool answers
         self.stopped = False
 
     def feed(self, token: int, forced: bool) -> list[Piece]:
@@ -67,20 +69,38 @@ class PieceDecoder:
         if token in self._special_ids:
             if token not in self._kinds or (token in self._output_ids and not forced):
                 return []
-            pieces = self.flush()
+            pieces, is_call = self._release_all(), self._kind == "python"
             self._kind = self._kinds[token]
-            return pieces
+            if is_call or self._kind == "python_output":
+                self._calls += pieces
+                return []
+            return [*self._take_calls(), *pieces]
         self._held += self._bytes.decode(self._tokenizer.decode_bytes([token]))
         if self._kind != "text":
             return []
+        calls = self._take_calls()
         ends = [self._held.find(string) for string in self._stop_strings if string in self._held]
         if ends:
             self._held, self.stopped = self._held[: min(ends)], True
-            return []
-        return self._release(len(self._held) - self._num_pending())
+            return calls
+        return [*calls, *self._release(len(self._held) - self._num_pending())]
 
-    def flush(self) -> list[Piece]:
-        """Everything held back."""
+    def flush(self, is_cut: bool = False) -> list[Piece]:
+        """Everything held back.
+
+        is_cut: the answer did not end by itself. Then a call that no tool has answered is dropped, so that whoever
+        continues the answer has the model call again; one that is longer than a tool takes stays.
+        """
+        pieces = self._release_all()
+        if not is_cut or (self._kind == "text" and pieces):
+            return [*self._take_calls(), *pieces]
+        return [piece for piece in pieces if self._kind == "python" and len(piece.text) > MAX_EXPRESSION_CHARS]
+
+    def _take_calls(self) -> list[Piece]:
+        calls, self._calls = self._calls, []
+        return calls
+
+    def _release_all(self) -> list[Piece]:
         if not self.stopped:
             self._held += self._bytes.decode(b"", final=True)
         self._bytes.reset()

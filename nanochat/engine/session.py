@@ -118,7 +118,7 @@ class ChatSession(TurnSession):
                 self.finish = "stop" if decoder.stopped else event.finish
         if self.finish == "length":
             self.notice = "\n".join(filter(None, (self.notice, f"The answer was cut after {self._num_new} tokens.")))
-        yield from decoder.flush()
+        yield from decoder.flush(is_cut=self.finish != "stop")
 
     def _fit(self, message: Message, num_kept: int) -> list[int]:
         """The prompt's ids, with as many of the newest whole turns as leave room for an answer."""

@@ -202,7 +202,7 @@ class Service:
                 if pieces or event.logprob is not None:
                     yield Chunk(pieces, tuple(tokens))
                     tokens, pieces = [], ()
-            yield Chunk((*pieces, *decoder.flush()), tuple(tokens), finish)
+            yield Chunk((*pieces, *decoder.flush(is_cut=finish != "stop")), tuple(tokens), finish)
         except EngineFailedError as error:
             raise ApiError(500, f"the engine failed and was started again: {error}") from error
         finally:

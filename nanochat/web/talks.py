@@ -125,6 +125,8 @@ class Talks:
             if path[-1].is_elsewhere:
                 raise ApiError(409, "another program is writing this answer", code="answering")
             parts = path[-1].message.parts
+            if parts and parts[-1].kind == "python":  # no tool has answered: the model calls again
+                parts = parts[:-1]
 
             def add(**_: Any) -> tuple[str, int]:
                 self.store.write(answer, parts)  # it has no end any more

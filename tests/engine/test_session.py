@@ -44,6 +44,26 @@ def test_a_refused_expression_has_no_output_and_calls_in_a_row_stay_apart() -> N
     assert session.history.messages[1] == assistant(("python", "2+"), ("python", "1+1"), ("python_output", "2"))
 
 
+def test_an_answer_that_is_cut_anywhere_ends_with_no_call_that_no_tool_has_answered() -> None:
+    whole = (Part("text", "Let me see: "), Part("python", "2+2"), Part("python_output", "4"), Part("text", " It is 4."))
+    for num_tokens in range(1, 30):
+        session = session_of(CALL)
+        session.params = SamplingParams(temperature=0, max_new_tokens=num_tokens)
+        pieces = list(session.send("?"))
+        parts = session.history.messages[1].parts
+        assert session.finish == "length" and "".join(piece.text for piece in pieces) == "".join(p.text for p in parts)
+        *before, last = parts
+        assert tuple(before) == whole[: len(before)] and last.kind == whole[len(before)].kind != "python"
+        assert whole[len(before)].text.startswith(last.text) and (last.kind == "text" or last == whole[2])
+
+
+def test_a_call_that_is_longer_than_any_tool_takes_is_shown_though_the_answer_was_cut_in_it() -> None:
+    session = session_of(["<|python_start|>", "1+" * 200])
+    session.params = SamplingParams(temperature=0, max_new_tokens=300)
+    list(session.send("?"))
+    assert session.history.messages[1] == assistant(("python", ("1+" * 200)[:299]))
+
+
 def test_output_that_the_model_makes_up_is_only_text() -> None:
     session = session_of(["<|output_start|>", "42", "<|output_end|>"])
     list(session.send("?"))

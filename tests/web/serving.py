@@ -78,6 +78,20 @@ class AlphabetModel(torch.nn.Module):
         return logits
 
 
+class PlaceModel(AlphabetModel):
+    """Says the token of its place: what it says next depends on how many tokens it has read, and on nothing else."""
+
+    def __init__(self, say: Sequence[int], num_prompt: int) -> None:
+        super().__init__(seconds=0)
+        self.say, self.num_prompt = say, num_prompt
+
+    def forward(self, ids, cache=None):
+        logits = torch.full((ids.shape[0], 1, 265), -1e9)
+        for row, place in enumerate(cache.positions[:, -1].tolist()):
+            logits[row, 0, self.say[place - self.num_prompt + 1]] = 0.0
+        return logits
+
+
 def tiny_model(context: int = 128) -> TinyModel:
     """Talks in random letters; ends an answer now and then."""
     model = TinyModel(vocab_size=TOKENIZER.vocab_size, context=context)

@@ -20,7 +20,7 @@ from nanochat.web import socket as socket_module
 from nanochat.web.guard import Access
 from nanochat.web.service import Limits
 from tests.engine.fakes import ScriptedModel
-from tests.web.serving import AlphabetModel, Serving, serving
+from tests.web.serving import TOKENIZER, AlphabetModel, PlaceModel, Serving, serving
 from tests.web.test_server import wait_until
 
 
@@ -117,6 +117,34 @@ def test_stopping_keeps_what_was_said_and_going_on_adds_to_it(slow: Serving) -> 
         assert whole.startswith(said) and len(whole) == len(said) + 30 and again["message"] == ended["message"]
         assert all((ord(b) - ord(a)) % 26 == 1 for a, b in zip(whole, whole[1:], strict=False))
         assert again["shown"]["messages"][-1]["finish"] == "length"
+
+
+def test_an_answer_that_was_cut_in_a_tool_call_calculates_when_it_is_continued() -> None:
+    special = TOKENIZER.special_ids
+    call = [special["<|python_start|>"], *b"6*7", special["<|python_end|>"]]
+    output = [special["<|output_start|>"], *b"42", special["<|output_end|>"]]
+    script = [*b"So: ", *call, *output, *b" it is."]
+    model = PlaceModel([*script, special["<|assistant_end|>"]], num_prompt=len("hello") + 4)
+    with serving(model, slots=1) as server, window(server) as page:
+        for num_tokens in range(1, len(script) + 1):
+            chat = page.get("ask", **ASK, sampling={"max_new_tokens": num_tokens})["chat"]
+            cut = page.wait("ended")
+            assert all(part.get("result", "") is not None for part in cut["shown"]["messages"][-1]["parts"])
+            page.get("go on", chat=chat, message=cut["message"])
+            answer = page.wait("ended")["shown"]["messages"][-1]
+            assert answer["text"] == "So:  it is." and answer["finish"] == "stop"
+            assert answer["parts"][1] == {"expression": "6*7", "result": "42"}
+
+
+def test_an_answer_of_an_older_version_that_ends_in_a_call_is_continued_without_it() -> None:
+    store = ChatStore(None)
+    half = Message("assistant", (Part("text", "So: "), Part("python", "6*")))
+    chat = store.load(Conversation((user("hello"), half)), answers=[{"finish": "length"}])
+    with serving(AlphabetModel(), slots=1, store=store) as server, window(server) as page:
+        message = page.get("open", chat=chat)["messages"][1]["id"]
+        page.get("go on", chat=chat, message=message, sampling={"max_new_tokens": 3})
+        answer = page.wait("ended")["shown"]["messages"][1]
+        assert len(answer["parts"]) == 1 and answer["text"][:4] == "So: " and len(answer["text"]) == 7
 
 
 def test_branches_are_made_by_asking_instead_and_again(slow: Serving) -> None:
