@@ -107,7 +107,10 @@ class TurnSession(ABC):
             raise ValueError("the last answer is not finished: stop it or read it to its end")
 
     def _keep_turn(self, message: Message, num_kept: int, parts: list[Part]) -> None:
-        self._messages[num_kept:] = [message, Message("assistant", tuple(parts) or (Part("text", ""),))]
+        answer = Message("assistant", tuple(parts) or (Part("text", ""),))
+        if self.finish == "stop" and answer.is_empty:
+            self.notice = "\n".join(filter(None, (self.notice, "The answer is empty: it ended at once.")))
+        self._messages[num_kept:] = [message, answer]
 
     def _dump_messages(self) -> list[dict[str, Any]]:
         """The history, behind the system prompt where there is one."""

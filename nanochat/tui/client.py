@@ -1,14 +1,14 @@
 """An OpenAI-compatible server over HTTP: its models, and an answer as events that any thread can break off.
 
-Knows no conversation and loads no torch. Sources: OpenAI's API reference; WHATWG HTML, "Server-sent events".
+Knows no conversation and loads no torch. Source: OpenAI's API reference.
 """
 
 import asyncio
 import json
 import re
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ import httpx
 
 from nanochat.engine.decoding import plain_text
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
+from nanochat.tui.events import MAX_EVENT_BYTES, Event, EventReader
 
 CONNECT_SECONDS = 10.0
 LIST_SECONDS = 30.0
 SILENT_SECONDS = 300.0
 """Without a word of the server, in which it may read a long prompt or wait for a free slot."""
-MAX_EVENT_BYTES = 8 << 20
 MAX_SAID = 300
 """Characters of a server's own error that are shown."""
 EXAMPLE = "nanochat chat --url http://localhost:8000"
@@ -163,15 +163,18 @@ class Server:
                     if response.status_code != 200:
                         raise read_refusal(response, await self._read_whole(response))
                     if kind == "application/json":  # it streams nothing
-                        yield self._parse((await self._read_whole(response)).decode("utf-8", "replace"))
+                        whole = (await self._read_whole(response)).decode("utf-8-sig", "replace")
+                        yield self._parse(Event("", whole))
                         return
                     if kind != "text/event-stream":
                         raise self._explain_foreign(response)
-                    async with aclosing(iter_data(response.aiter_bytes())) as texts:
-                        async for text in texts:
-                            if text == "[DONE]":
+                    reader = EventReader()
+                    async for chunk in response.aiter_bytes():
+                        for event in reader.feed(chunk):
+                            if event.data.strip() == "[DONE]":
                                 return
-                            yield self._parse(text)
+                            if event.data and not event.data.startswith(":"):  # else it keeps the connection open
+                                yield self._parse(event)
         except httpx.HTTPError as error:
             raise self._explain_transport(error) from error
         raise DataError(f"{self.url} broke off in the middle of the answer", "/again asks once more")
@@ -184,14 +187,16 @@ class Server:
                 raise DataError(f"{self.url} sends an answer without an end", "is it an OpenAI-compatible API?")
         return body
 
-    def _parse(self, text: str) -> dict[str, Any]:
+    def _parse(self, event: Event) -> dict[str, Any]:
         try:
-            event = json.loads(text)
+            found = json.loads(event.data)
         except (ValueError, RecursionError):
-            event = None
-        if not isinstance(event, dict):
+            found = event.data if event.name == "error" else None
+        if event.name == "error":
+            return found if isinstance(found, dict) and found.get("error") else {"error": found}
+        if not isinstance(found, dict):
             raise DataError(f"{self.url} sent an event that is no JSON object", "is it an OpenAI-compatible API?")
-        return event
+        return found
 
     def _explain_foreign(self, response: httpx.Response) -> NanochatError:
         kind = clean(response.headers.get("content-type", "nothing"), 60)
@@ -241,12 +246,11 @@ def read_refusal(response: httpx.Response, content: bytes) -> Refusal:
     except (ValueError, RecursionError):
         body = None
     error = body.get("error", body) if isinstance(body, dict) else None
-    said = error.get("message", error.get("detail", "")) if isinstance(error, dict) else error
+    said = read_error(error)
     code = error.get("code") if isinstance(error, dict) else None
     if 300 <= response.status_code < 400:
         said = response.headers.get("location", "")
-    if not isinstance(said, str) or not said:
-        said = response.reason_phrase
+    said = said or response.reason_phrase
     seconds = response.headers.get("retry-after", "")
     return Refusal(
         response.status_code,
@@ -254,6 +258,17 @@ def read_refusal(response: httpx.Response, content: bytes) -> Refusal:
         code if isinstance(code, str) else "",
         seconds if re.fullmatch(r"\d{1,6}", seconds) else "",
     )
+
+
+def read_error(error: Any) -> str:
+    """What an error of a server says: OpenAI's `message`, FastAPI's `detail`, FastChat's `text`, or a bare sentence.
+
+    >>> read_error({"message": "no memory"}), read_error("overloaded"), read_error({"detail": [1]}), read_error(None)
+    ('no memory', 'overloaded', '[1]', '')
+    """
+    if isinstance(error, dict):
+        error = next((error[name] for name in ("message", "detail", "text") if error.get(name)), "")
+    return error if isinstance(error, str) else json.dumps(error) if error else ""
 
 
 def read_context(row: dict[str, Any]) -> int:
@@ -273,23 +288,3 @@ def clean(text: str, limit: int | None = None) -> str:
     """
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return plain_text(whole)[:limit]
-
-
-async def iter_data(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
-    """The data of each event of a stream, wherever its bytes are cut. Raises DataError for an endless line."""
-    held, lines, size = b"", [], 0
-    async for chunk in chunks:
-        *whole, held = (held + chunk).split(b"\n")
-        size += len(chunk)
-        for line in whole:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                lines.append(line[5:].removeprefix(b" "))
-            elif not line:
-                if lines:
-                    yield b"\n".join(lines).decode("utf-8", "replace")
-                lines, size = [], 0
-        if size > MAX_EVENT_BYTES:
-            raise DataError("the server sends an event without an end", "is it an OpenAI-compatible API?")
-    if lines:  # some end without the last empty line
-        yield b"\n".join(lines).decode("utf-8", "replace")

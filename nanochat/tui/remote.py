@@ -15,7 +15,7 @@ from nanochat.engine.bounds import check_bounds
 from nanochat.engine.decoding import Piece
 from nanochat.engine.turns import TurnSession, add_piece
 from nanochat.errors import DataError, MissingError, UsageError
-from nanochat.tui.client import MAX_SAID, Refusal, ServedModel, Server, clean
+from nanochat.tui.client import MAX_SAID, Refusal, ServedModel, Server, clean, read_error
 
 MAX_NAME = 100
 """Characters of a model's name that are shown."""
@@ -51,6 +51,7 @@ class RemoteSession(TurnSession):
         self.server, self.model, self.params = server, model, params or RemoteParams()
         self._started = 0.0
         self._counts, self._limit_name = True, "max_tokens"  # until the server says that it knows no such field
+        self._is_answered = False  # whether a choice has come, which may be empty
         self._tools: list[bool] = []  # of each call of this answer whether its result is there
 
     @property
@@ -81,7 +82,7 @@ class RemoteSession(TurnSession):
         self._num_new, self._started, self._seconds = 0, 0.0, 0.0
         if num_kept < len(self._messages):
             self.context_used = 0  # the server tells that of the other branch at the end
-        self._tools = []
+        self._is_answered, self._tools = False, []
         parts: list[Part] = []
         is_kept = False  # a question that was refused is no part of the conversation
         try:
@@ -92,6 +93,9 @@ class RemoteSession(TurnSession):
                     yield piece
             if self._stopped.is_set():
                 is_kept, self.finish = True, self.finish or "cancelled"
+            elif not self._is_answered:
+                is_kept = False
+                raise DataError(f"{self.server.url} sent no answer", "ask again, or see its own output")
             self.finish = self.finish or "stop"
         except (GeneratorExit, KeyboardInterrupt):
             is_kept = True
@@ -167,20 +171,22 @@ class RemoteSession(TurnSession):
 
     def _read(self, event: dict[str, Any]) -> Iterator[Piece]:
         """Pieces of an event, whatever a server puts into it. Raises DataError where it is an error."""
-        if error := event.get("error"):
-            said = error.get("message") if isinstance(error, dict) else error
-            raise DataError(f"{self.server.url} gave up: {clean(str(said), MAX_SAID)}", "/again asks once more")
+        is_error = event.get("object") == "error" or bool(event.get("error_code"))  # older vLLM; FastChat
+        if error := event if is_error else event.get("error"):
+            said = clean(read_error(error), MAX_SAID) or "it does not say why"
+            raise DataError(f"{self.server.url} gave up: {said}", "/again asks once more")
         now = time.perf_counter()
         choices = event.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         delta = choice.get("delta", choice.get("message"))
+        reason = choice.get("finish_reason")
+        self._is_answered = self._is_answered or isinstance(delta, dict) or isinstance(reason, str)
         pieces = list(self._read_delta(delta)) if isinstance(delta, dict) else []
         if pieces:
             self._num_new += 1  # nearly a token each; the count comes with the end
             self._started = self._started or now
             self._seconds = now - self._started
         yield from pieces
-        reason = choice.get("finish_reason")
         if isinstance(reason, str) and self.finish is None:
             self.finish = "length" if reason == "length" else "stop"
             if reason != "stop":
@@ -191,15 +197,17 @@ class RemoteSession(TurnSession):
             self._num_new = _count(usage.get("completion_tokens"), self._num_new)
 
     def _read_delta(self, delta: dict[str, Any]) -> Iterator[Piece]:
-        content = delta.get("content")
-        text = clean(content) if isinstance(content, str) else ""
+        text = clean(_read_content(delta.get("content")) or _read_content(delta.get("refusal")))
         if text and (not self._tools or self._tools[-1]):  # no call is open
             yield Piece("text", text)
             text = ""
         ours = delta.get("nanochat")
         calls = ours.get("tools") if isinstance(ours, dict) else None
-        for place, call in enumerate(calls if isinstance(calls, list) else ()):
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
             if not isinstance(call, dict) or not isinstance(call.get("expression"), str):
+                break
+            place = call.get("index", number)  # without it all calls come each time, as from older versions
+            if type(place) is not int or not 0 <= place <= len(self._tools):
                 break
             if place == len(self._tools):
                 self._tools.append(False)
@@ -209,6 +217,15 @@ class RemoteSession(TurnSession):
                 yield _piece("python_output", call["result"])
         if text:
             yield Piece("text", text)
+
+
+def _read_content(content: Any) -> str:
+    """Text, or a list of parts as Mistral's models send it."""
+    if isinstance(content, list):
+        content = "".join(
+            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
+    return content if isinstance(content, str) else ""
 
 
 def _piece(kind: PartKind, text: str) -> Piece:

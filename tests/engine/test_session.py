@@ -98,6 +98,13 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it() -> None:
     assert (session.finish, session.history.messages[1]) == ("stop", assistant("One. "))
 
 
+def test_an_empty_answer_is_noticed() -> None:
+    session = session_of([], [" \n"])
+    for _ in range(2):
+        list(session.send("?"))
+        assert (session.finish, session.notice) == ("stop", "The answer is empty: it ended at once.")
+
+
 def test_stopping_keeps_the_beginning_of_the_answer() -> None:
     session = session_of(["abcdef"])
     seen = []

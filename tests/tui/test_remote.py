@@ -1,11 +1,9 @@
 """A conversation over HTTP: with our own server, and with others that do what they like."""
 
-import asyncio
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from nanochat.chats.recorder import Recorder
 from nanochat.chats.store import ChatStore
 from nanochat.conversation import parse_conversation
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
-from nanochat.tui.client import ServedModel, Server, iter_data, read_url
+from nanochat.tui.client import ServedModel, Server, read_url
 from nanochat.tui.remote import RemoteParams, RemoteSession
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
@@ -328,19 +326,55 @@ def test_a_key_over_an_open_network_is_noticed() -> None:
         Server("http://x", "a\nb")
 
 
-def test_events_are_the_same_wherever_the_bytes_are_cut() -> None:
-    whole = 'event: x\r\ndata: {"a": "ü"}\r\n\r\n: note\n\ndata: 1\ndata:2\n\ndata: last'.encode()
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + delta(content="ok") + DONE,
+        (delta(content="ok") + DONE).replace(b"data: ", b"data:"),
+        (delta(content="ok") + DONE).replace(b"\n", b"\r"),
+        (delta(content="ok") + DONE).replace(b"\n", b"\r\n"),
+        b"data:\n\n" + delta(content="ok") + b"data\n\ndata: \n\n" + DONE,
+        b"data: : keepalive\n\n: OPENROUTER PROCESSING\n\n" + delta(content="ok") + DONE,
+        event(type="ping") + delta(content=[{"type": "text", "text": "ok"}]) + DONE,
+        delta(refusal="ok", content=None) + b"data: [DONE] \n\n",
+    ],
+)
+def test_an_answer_comes_through_whatever_a_server_does_with_its_lines(body: bytes) -> None:
+    with foreign(Reply(parts=[body[place : place + 1] for place in range(len(body))])) as server:
+        session = session_of(server.url)
+        assert [piece.text for piece in session.send("go")] == ["ok"] and session.finish == "stop"
 
-    async def read(parts: list[bytes]) -> list[str]:
-        async def chunks() -> AsyncIterator[bytes]:
-            for part in parts:
-                yield part
 
-        return [data async for data in iter_data(chunks())]
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([b"error: " + json.dumps({"code": 500, "message": "no slot"}).encode() + b"\n\n"], "gave up: no slot"),
+        ([b"event: error\ndata: overloaded\n\n"], "gave up: overloaded"),
+        ([b'event: error\ndata: {"detail": "no"}\n\n'], "gave up: no"),
+        ([event(object="error", message="too hot")], "gave up: too hot"),
+        ([event(text="no worker", error_code=50002)], "gave up: no worker"),
+        ([event(error=True)], "gave up: true"),
+        ([DONE], "sent no answer"),
+        ([event(choices=[]), event(usage={"total_tokens": 5}), DONE], "sent no answer"),
+    ],
+)
+def test_errors_of_other_servers_and_answers_that_are_none_are_said(parts: list[bytes], said: str) -> None:
+    with foreign(Reply(parts=parts)) as server, pytest.raises(DataError, match=said):
+        list(session_of(server.url).send("go"))
 
-    expected = ['{"a": "ü"}', "1\n2"]
-    for cut in range(len(whole)):
-        assert asyncio.run(read([whole[:cut], whole[cut:]])) == expected
+
+def test_a_body_without_an_answer_leaves_the_conversation_as_it_was() -> None:
+    with foreign(Reply(200, "application/json", [b'\xef\xbb\xbf{"id": "x"}'])) as server:
+        session = session_of(server.url)
+        with pytest.raises(DataError, match="sent no answer"):
+            list(session.send("go"))
+        assert said(session) == [] and session.finish is None
+
+
+def test_an_empty_answer_is_noticed() -> None:
+    with foreign(Reply(parts=[delta(role="assistant", content=""), delta("stop"), DONE])) as server:
+        session = session_of(server.url)
+        assert list(session.send("go")) == [] and session.notice == "The answer is empty: it ended at once."
 
 
 def test_numbers_out_of_range_are_refused() -> None:
