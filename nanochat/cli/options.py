@@ -220,11 +220,16 @@ def _refuse_byte(byte: int, position: int) -> UsageError:
 def complete_hint(hint: str, words: Sequence[str]) -> str:
     """Make a hint that only names options a whole command: the one that was typed, with these options.
 
+    Such options may also stand behind another command.
+
     >>> complete_hint("--set batch.total_tokens=8", ["train", "base", "--set", "batch.total_tokens=7", "-q"])
     'nanochat train base -q --set batch.total_tokens=8'
+    >>> complete_hint("nanochat runs copy a a-2 --until mid && --run a-2", ["train", "sft", "--run", "a", "-q"])
+    'nanochat runs copy a a-2 --until mid && nanochat train sft -q --run a-2'
     """
+    first, also, hint = hint.rpartition(" && ")
     if not hint.startswith("--"):
-        return hint
+        return f"{first}{also}{hint}"
     named = shlex.split(hint, comments=True)
     replaced = {
         name if name != "--set" else f"--set {value.partition('=')[0]}"
@@ -241,4 +246,4 @@ def complete_hint(hint: str, words: Sequence[str]) -> str:
         given = inline if equals else rest.pop(0) if rest else ""
         if name == "--set" and f"--set {given.partition('=')[0].strip()}" not in replaced:
             kept += [name, given]
-    return f"nanochat {shlex.join(kept)} {hint}"
+    return f"{first}{also}nanochat {shlex.join(kept)} {hint}"

@@ -35,7 +35,7 @@ def resume(
             f"nanochat run --run {paths.name}",
         )
     invocation.console.say(f"resuming {stage} of run {paths.name}")
-    target = choose_target(invocation, run=paths.name, overrides=add_track(overrides, track))
+    target = choose_target(invocation, run=paths.name, overrides=add_track(overrides, track), trains=False)
     return train(stage, invocation, target, cluster)
 
 

@@ -8,7 +8,7 @@ from nanochat.cli.launch import ALONE
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
-from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result
+from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result, write_target
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
@@ -47,6 +47,7 @@ def run_pipeline(
         )
     if not invocation.dry_run:
         check_data(invocation, target, stages)
+    target = write_target(invocation, target)  # before anything starts, whichever stage comes first
     code = run_stages(invocation, target, cluster)
     if code or invocation.dry_run:
         return code
@@ -104,7 +105,6 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
             code = _score_chat(part.removesuffix(" scores"), invocation, target, cluster, trained)
         if code:
             return code
-        target = target.written()
     return 0
 
 

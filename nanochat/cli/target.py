@@ -48,10 +48,6 @@ class Target:
     choice: str
     """The options that choose this run again, for hints."""
 
-    def written(self) -> "Target":
-        """The same target once its settings are on disk."""
-        return replace(self, is_new=False, changed={}, choice=f"--run {self.run.name}")
-
 
 def choose_target(
     invocation: Invocation,
@@ -62,10 +58,12 @@ def choose_target(
     *,
     newest: bool = False,
     free: frozenset[str] = frozenset(),
+    trains: bool = True,
 ) -> Target:
     """Find or name the run. newest: without preset, config and run take the run that was touched last.
 
-    free: settings that may differ from those that the run was trained with, where it does not go on.
+    free: settings that may differ from those that the run was trained with, where it does not go on. trains: the
+    command that was typed takes `--run` and trains that run.
 
     Raises UsageError where the settings contradict what the run has already trained.
     """
@@ -93,13 +91,13 @@ def choose_target(
             choice = shlex.join(target_options(preset, config, run, overrides))
             return Target(paths, preset, settings, origins, True, {}, choice)
         saved = read_saved(paths.settings)[1]
-    if not by_name:
-        again = f"--run {name}-2" if config or not preset else f"--preset {preset} --run {name}-2"
-    elif preset:
-        again = shlex.join(["nanochat", "run", *target_options(preset, None, f"{name}-2", overrides)])
-    else:
-        again = f"nanochat runs show {name}"
-    changed = find_changes(paths, saved, settings, again, free)
+    copy = name_copy(paths)
+    again = follow = f"--run {copy}"
+    if by_name and preset:
+        again = shlex.join(["nanochat", "run", *target_options(preset, None, copy, overrides)])
+    if not trains:
+        follow = shlex.join(["nanochat", "run", *target_options(None, None, copy, overrides)])
+    changed = find_changes(paths, saved, settings, free, copy, again, follow)
     return Target(paths, preset, settings, origins, False, changed, choice)
 
 
@@ -133,14 +131,27 @@ def choose_run(invocation: Invocation, name: str | None) -> RunPaths:
     return run
 
 
+def name_copy(run: RunPaths) -> str:
+    """A name for another run of the same kind that is not taken: `demo-2`."""
+    number = 2
+    while run.root.with_name(f"{run.name}-{number}").exists():
+        number += 1
+    return f"{run.name}-{number}"
+
+
 def find_changes(
     run: RunPaths,
     saved: "Settings",
     settings: "Settings",
-    again: str = "--run NAME",
     free: frozenset[str] = frozenset(),
+    copy: str = "NAME",
+    again: str = "--run NAME",
+    follow: str = "--run NAME",
 ) -> dict[str, tuple[Any, Any]]:
-    """What differs from the run's saved settings. again: the options of a new run, for the hint.
+    """What differs from the run's saved settings.
+
+    For the hint: copy names a new run, again is the command that begins it, follow the command that continues it once
+    it has the stages which stay as they are.
 
     Raises UsageError where a stage has already used what differs.
     """
@@ -154,11 +165,10 @@ def find_changes(
         return changed
     first, key = min(used)
     before, now = changed[key]
-    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    more = f" (and {len(used) - 1} more)" if len(used) > 1 else ""
     hint = f"{again}  # a new run; `--run {run.name}` alone keeps the settings"
-    if first > 1:  # what came before need not be trained again
-        copy = f"nanochat runs copy {run.name} {run.name}-2 --until {stages[first - 1]}"
-        hint = f"{copy}  # then this command with --run {run.name}-2"
+    if first:  # what came before need not be trained again
+        hint = f"nanochat runs copy {run.name} {copy} --until {stages[first - 1]} && {follow}"
     raise UsageError(
         f"run {run.name!r} has trained its {stages[first]} with {key} = {_show(before)}, not {_show(now)}{more}", hint
     )
@@ -201,15 +211,24 @@ def read_result(run: RunPaths, stage: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def write_target(invocation: Invocation, target: Target) -> None:
-    """Write the run's settings, and beside them what it runs on; says what changed."""
+def write_target(invocation: Invocation, target: Target) -> Target:
+    """Write the run's settings, and beside them what it runs on; says what changed. A dry run only says it.
+
+    Returns the target as it stands on the disk.
+    """
     from nanochat.layers import save_settings
     from nanochat.report.environment import describe_environment
 
     for key, (before, now) in target.changed.items():
-        invocation.console.say(f"run {target.run.name}: {key} was {_show(before)}, is now {_show(now)}")
-    if not target.is_new and not target.changed:
-        return
+        section = key.partition(".")[0]
+        done = (
+            f"; {section} is done and stays as it is"
+            if section in TRAIN_STAGES and is_done(target.run, section)
+            else ""
+        )
+        invocation.console.say(f"run {target.run.name}: {key} was {_show(before)}, is now {_show(now)}{done}")
+    if invocation.dry_run or not (target.is_new or target.changed):
+        return replace(target, changed={})
     try:
         save_settings(target.run.settings, target.preset, target.settings, target.origins, __version__)
         environment = target.run.root / "environment.json"
@@ -220,6 +239,7 @@ def write_target(invocation: Invocation, target: Target) -> None:
         if error.errno == errno.EIO:
             raise DataError(f"{target.run.root} cannot be written: {error.strerror}", "nanochat doctor") from None
         raise UsageError(f"cannot write {target.run.root}: {error.strerror}", "--home DIR") from None
+    return replace(target, is_new=False, changed={}, choice=f"--run {target.run.name}")
 
 
 def override_options(target: Target) -> list[str]:

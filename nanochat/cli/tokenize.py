@@ -18,7 +18,7 @@ from nanochat.cli.options import (
     new_group,
     read_utf8,
 )
-from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result
+from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result, write_target
 from nanochat.cli.train import describe_result, start
 from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
@@ -37,6 +37,7 @@ def train_tokenizer(
     """Train the run's tokenizer on its pretraining text."""
     target = choose_target(invocation, preset, config, overrides, run)
     if is_done(target.run, "tokenizer"):
+        write_target(invocation, target)
         done = describe_result("tokenizer", read_result(target.run, "tokenizer"))
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
     else:

@@ -91,6 +91,7 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
     run = target.run
     check_stage(stage, invocation, target.settings, cluster)
     if is_done(run, stage):
+        write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
     else:
         before = BEFORE[stage]
@@ -136,10 +137,10 @@ def start(
     """
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
     shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
+    write_target(invocation, target)
     if invocation.dry_run:
         invocation.console.show(shown)
         return 0
-    write_target(invocation, target)
     if invocation.verbose:
         invocation.console.say(shown)
     return launch_stage(

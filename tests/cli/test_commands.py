@@ -116,6 +116,52 @@ def test_what_is_not_trained_yet_may_still_change(nanochat, launched, home) -> N
     assert read_saved(home / "runs/r/settings.json")[1].mid.num_steps == 9
 
 
+def test_run_stores_and_says_changes_before_anything_starts(nanochat, launched, home) -> None:
+    make_run(home, "r", ("tokenizer", "base", "mid", "sft"), "", "rl.num_steps=40", "sft.eval_every=250")
+    told = ("--set", "rl.num_steps=1", "--set", "eval.max_examples=7", "--set", "sft.eval_every=9")
+    shown = nanochat("run", "--run", "r", *told, "--dry-run").err
+    assert "rl.num_steps was 40, is now 1" in shown and not launched.calls
+    assert read_saved(home / "runs/r/settings.json")[1].rl.num_steps == 40
+    launched.codes["evaluate"] = 75  # what comes first ends
+    outcome = nanochat("run", "--run", "r", *told)
+    assert outcome.code == 75 and "rl.num_steps was 40, is now 1" in outcome.err
+    assert "sft.eval_every was 250, is now 9; sft is done and stays as it is" in outcome.err
+    saved = read_saved(home / "runs/r/settings.json")[1]
+    assert (saved.rl.num_steps, saved.eval.max_examples) == (1, 7)
+
+
+@pytest.mark.parametrize("words", ["train sft --run r", "tokenize train --run r", "run --run r"])
+def test_changes_are_stored_where_a_stage_has_nothing_left_to_do(nanochat, launched, home, words) -> None:
+    make_run(home, "r", ALL_DONE, "", "eval.max_examples=9")
+    outcome = nanochat(*words.split(), "--set", "eval.max_examples=7")
+    assert outcome.code == 0, outcome.err
+    assert "eval.max_examples was 9, is now 7" in outcome.err
+    assert read_saved(home / "runs/r/settings.json")[1].eval.max_examples == 7
+
+
+@pytest.mark.parametrize(
+    "words, then",
+    [
+        ("train base --preset demo --run r", "tokenizer && nanochat train base --preset demo"),
+        ("train base --run r", "tokenizer && nanochat train base"),
+        ("run --run r", "tokenizer && nanochat run"),
+        ("resume r", "tokenizer && nanochat run"),
+        ("eval bpb r", "tokenizer && nanochat run"),
+    ],
+)
+def test_more_steps_of_a_finished_stage_are_commands_to_paste(nanochat, launched, home, words, then) -> None:
+    make_run(home, "r", ("tokenizer", "base"), "mid")
+    make_run(home, "r-2")
+    outcome = nanochat(*words.split(), "--set", "base.num_steps=2000")
+    assert outcome.code == 2 and "has trained its base with base.num_steps = 300, not 2000" in outcome.err
+    hint = outcome.err.splitlines()[-1].removeprefix("hint:  ")
+    assert hint.startswith(f"nanochat runs copy r r-3 --until {then} ")
+    for command in hint.split(" && "):
+        pasted = nanochat(*shlex.split(command.removeprefix("nanochat ")))
+        assert pasted.code == 0, pasted.err
+    assert launched.calls[0][0] == "base" and read_saved(home / "runs/r-3/settings.json")[1].base.num_steps == 2000
+
+
 def test_resume_finds_the_interrupted_stage(nanochat, launched, home) -> None:
     make_run(home, "r", ("tokenizer", "base"), "mid")
     make_run(home, "done", ALL_DONE)
@@ -377,7 +423,8 @@ def test_hints_about_other_settings_work_when_pasted(nanochat, home) -> None:
     make_run(home, "demo", ("tokenizer",), "base")
     refused = nanochat("resume", "demo", "--set", "model.depth=2")
     hint = refused.err.splitlines()[-1].removeprefix("hint:  nanochat ")
-    assert refused.code == 2 and hint.startswith("run --preset demo --run demo-2 --set model.depth=2")
+    assert refused.code == 2
+    assert hint == "runs copy demo demo-2 --until tokenizer && nanochat run --run demo-2 --set model.depth=2"
     plan = nanochat("plan", "--preset", "demo", "--run", "mine", "--set", "base.num_steps=7")
     assert "next:  nanochat run --preset demo --run mine --set base.num_steps=7" in plan.err
 

@@ -71,7 +71,8 @@ def test_another_setting_of_a_trained_stage_names_the_copy_before_it(nanochat: C
     make_run(home, "r", DONE)
     outcome = nanochat("train", "sft", "--run", "r", "--set", "sft.num_steps=3", "--set", "rl.num_steps=4")
     assert outcome.code == 2 and "has trained its sft with sft.num_steps" in outcome.err
-    assert "nanochat runs copy r r-2 --until mid  # then this command with --run r-2" in outcome.err
+    told = "--set sft.num_steps=3 --set rl.num_steps=4"
+    assert f"nanochat runs copy r r-2 --until mid && nanochat train sft {told} --run r-2" in outcome.err
 
 
 def test_packing_is_settled_by_base_and_not_by_the_tokenizer(nanochat: Call, home: Path) -> None:
