@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -32,6 +33,10 @@ OTHER_VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_OFFLINE", "NANOCHAT_API_KEY")
 """What the environment may say beside settings. All other NANOCHAT_ variables without `__` are ignored."""
 LIKELY = 0.8
 """How alike two names are when one is probably a typing error of the other: difflib's ratio, 0.86 for HME and HOME."""
+FILE_KEYS = ("mid.mixture", "sft.mixture", "rl.task", "eval.tasks")
+"""Settings that may name files of the user's."""
+FILE_ENTRY = re.compile(r"(custom:)(.+?)((?::\d*){0,3}(?:\*\d+)?)|()([^:*]+\.py)(:.*)")
+"""`custom:FILE` with its part and repetitions, or `FILE.py:Class` (tasks/entry.py)."""
 ALL_KEYS = "nanochat config schema"
 
 Origins = dict[str, str]
@@ -63,7 +68,8 @@ def load_settings(
     if preset is not None:
         wishes += read_toml(load_preset(preset), f"preset {preset}", with_line=False)
     if config_file is not None:
-        wishes += read_toml(_read_file(config_file), str(config_file), with_line=True)
+        text, folder = _read_file(config_file), config_file.absolute().parent
+        wishes += read_toml(text, str(config_file), with_line=True, folder=folder)
     wishes += read_environment(os.environ if environ is None else environ)
     wishes += [read_override(text) for text in overrides]
     return apply_wishes(Settings(), wishes)
@@ -112,7 +118,7 @@ def read_override(text: str) -> Wish:
     if not equals:
         raise UsageError(f"--set {text} is not KEY=VALUE", "for example --set base.num_steps=300")
     _check_key(key, "--set")
-    return Wish(key, parse_value(key, value), "--set", "--set")
+    return Wish(key, anchor_files(key, parse_value(key, value)), "--set", "--set")
 
 
 def read_environment(environ: Mapping[str, str]) -> list[Wish]:
@@ -128,7 +134,8 @@ def read_environment(environ: Mapping[str, str]) -> list[Wish]:
             continue
         if name not in known:
             raise UsageError(f"unknown environment variable {name}", _did_you_mean(name, known) or f"unset {name}")
-        wishes.append(Wish(known[name], parse_value(known[name], value), name, name))
+        value = anchor_files(known[name], parse_value(known[name], value))
+        wishes.append(Wish(known[name], value, name, name))
     return wishes
 
 
@@ -184,8 +191,11 @@ def load_preset(name: str) -> str:
     return presets[name]
 
 
-def read_toml(text: str, name: str, with_line: bool = True) -> list[Wish]:
-    """The settings that a TOML text states. name: of the file or preset, for origins and errors."""
+def read_toml(text: str, name: str, with_line: bool = True, folder: Path | None = None) -> list[Wish]:
+    """The settings that a TOML text states.
+
+    name: of the file or preset, for origins and errors. folder: where the file lies.
+    """
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -206,7 +216,7 @@ def read_toml(text: str, name: str, with_line: bool = True) -> list[Wish]:
             dotted = f"{section}.{key}"
             place = describe_place(text, name, dotted)
             _check_key(dotted, place)
-            wishes.append(Wish(dotted, value, place if with_line else name, place))
+            wishes.append(Wish(dotted, anchor_files(dotted, value, folder), place if with_line else name, place))
     return wishes
 
 
@@ -233,6 +243,24 @@ def parse_value(key: str, text: str) -> Any:
             stripped.lower(), {"true": True, "false": False}.get(stripped.lower(), parsed)
         )
     return parsed
+
+
+def anchor_files(key: str, value: Any, folder: Path | None = None) -> Any:
+    """Make the files that a setting names absolute: they mean the folder where they were named, wherever they are used.
+
+    folder: of the file that states the value; None: the current one, of the command line and the environment.
+
+    >>> anchor_files("mid.mixture", ["identity*20", "custom:mine.jsonl:0:50*2", "own.py:Task"], Path("/h"))
+    ['identity*20', 'custom:/h/mine.jsonl:0:50*2', '/h/own.py:Task']
+    """
+    if isinstance(value, list):
+        return [anchor_files(key, item, folder) for item in value]
+    found = FILE_ENTRY.fullmatch(value.strip()) if key in FILE_KEYS and isinstance(value, str) else None
+    if not found:
+        return value
+    before, file, after = (part for part in found.groups() if part is not None)
+    path = Path(os.path.expanduser(file))
+    return f"{before}{folder / path if folder else path.absolute()}{after}"
 
 
 def differing_keys(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:

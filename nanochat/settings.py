@@ -3,11 +3,9 @@
 Knows no files and no environment (see layers.py) and no arithmetic (see plan.py).
 """
 
-import re
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GPT4_STYLE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -109,19 +107,6 @@ class BaseSettings(TextSettings):
     """Horizon where neither num_steps nor flops is set."""
 
 
-def resolve_entry(entry: str) -> str:
-    """Make the path of an entry absolute where there is such a file; anything else stays as it is.
-
-    >>> resolve_entry("identity*20"), resolve_entry("custom:nowhere.jsonl")
-    ('identity*20', 'custom:nowhere.jsonl')
-    """
-    found = re.match(r"(?:custom:)?([^:*]+\.(?:jsonl|py))(?=[:*]|$)", entry)
-    path = Path(found[1]).expanduser() if found else None
-    if found is None or path is None or path.is_absolute() or not path.is_file():
-        return entry
-    return f"{entry[: found.start(1)]}{path.absolute()}{entry[found.end(1) :]}"
-
-
 class FinetuneSettings(TextSettings):
     """Midtraining and supervised fine-tuning."""
 
@@ -134,12 +119,6 @@ class FinetuneSettings(TextSettings):
     """What to do with conversations longer than the context; counted and said."""
     total_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one step of this stage; unset: batch.total_tokens."""
-
-    @field_validator("mixture")
-    @classmethod
-    def resolve_files(cls, mixture: list[str]) -> list[str]:
-        """A run goes on in whatever folder it is resumed."""
-        return [resolve_entry(entry) for entry in mixture]
 
 
 class MidSettings(FinetuneSettings):
@@ -186,12 +165,6 @@ class RlSettings(TrainSettings):
     """Questions of the check before step 0 that the model succeeds at all; 0: no check."""
     keep_rollouts: int = Field(default=200, ge=0)
     """Newest steps whose sampled answers are kept for `nanochat rl show`."""
-
-    @field_validator("task")
-    @classmethod
-    def resolve_file(cls, task: str | None) -> str | None:
-        """A run goes on in whatever folder it is resumed."""
-        return task and resolve_entry(task)
 
 
 class EvalSettings(Section):

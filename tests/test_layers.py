@@ -174,17 +174,23 @@ def test_wishes_over_saved_settings_keep_the_other_origins() -> None:
     assert {key for key in after if after[key] != origins[key]} == {"eval.batch_size"}
 
 
-def test_files_of_mixtures_are_kept_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_mean_the_folder_where_they_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "my.toml").write_text(
+        '[mid]\nmixture = ["custom:mine.jsonl*10", "identity*8"]\n[eval]\ntasks = ["../own.py:Class", "letters"]\n'
+    )
     monkeypatch.chdir(tmp_path)
-    for name in ("mine.jsonl", "own.py"):
-        (tmp_path / name).write_text("")
-    mixture = ["custom:mine.jsonl*10", "own.py:Class:200", "identity*8", "gsm8k:0:70:2", "custom:none.jsonl"]
-    settings = Settings.model_validate({"mid": {"mixture": mixture}, "rl": {"task": "own.py:Class"}})
+    monkeypatch.setenv("HOME", "/home/me")
+    told = ["sft.mixture=own.py:Class:200,custom:~/a b.jsonl:0:7:2*3,gsm8k:0:70:2,package.module:Class"]
+    environ = {"NANOCHAT_RL__TASK": "none.py:Class:9"}
+    settings, origins = load_settings("demo", Path("there/my.toml"), told, environ)
+    save_settings(tmp_path / "settings.json", "demo", settings, origins, "1")
     monkeypatch.chdir("/")
-    again = Settings.model_validate(settings.model_dump())
-    assert again.mid.mixture == [
-        f"custom:{tmp_path}/mine.jsonl*10",
-        f"{tmp_path}/own.py:Class:200",
-        *mixture[2:],
+    again = read_saved(tmp_path / "settings.json")[1]
+    assert again.mid.mixture == [f"custom:{tmp_path}/there/mine.jsonl*10", "identity*8"]
+    assert again.eval.tasks == [f"{tmp_path}/there/../own.py:Class", "letters"]
+    assert again.sft.mixture == [
+        *(f"{tmp_path}/own.py:Class:200", "custom:/home/me/a b.jsonl:0:7:2*3", "gsm8k:0:70:2"),
+        "package.module:Class",
     ]
-    assert again.rl.task == f"{tmp_path}/own.py:Class"
+    assert again.rl.task == f"{tmp_path}/none.py:Class:9"

@@ -227,8 +227,9 @@ def is_score(value: object) -> bool:
 
 def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
     """Whether the final model of a stage has its bits per byte and all chat tasks."""
-    names = {score.get("name") for score in _final_scores(run, stage)}
-    return not names.isdisjoint({"bpb", "bpb-crop"}) and set(tasks) <= names
+    scores = _final_scores(run, stage)
+    names = {score.get("name") for score in scores}  # a class of the user's may have a name of its own
+    return not names.isdisjoint({"bpb", "bpb-crop"}) and set(tasks) <= names | {score.get("task") for score in scores}
 
 
 def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:

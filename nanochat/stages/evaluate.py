@@ -161,7 +161,7 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
         display.say(f"warning: {score.ungraded} answers to {name} got no verdict, for the machine failed, not they")
     else:  # a score that lacks verdicts is measured again by --resume
         derived[IDENTITY] = identity
-    named = {"name": name_sampled(score.name, wish.answers_each)}
+    named = {"name": name_sampled(score.name, wish.answers_each), "task": name}
     save_score(job, path, score.to_dict() | named | derived | subject.about)
     display.say(describe_score(score))
     return score

@@ -11,6 +11,7 @@ import pytest
 import nanochat
 from nanochat.cli import train as train_module
 from nanochat.cli.cluster import Cluster
+from nanochat.cli.eval import are_scores_done
 from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
 from nanochat.cli.options import check_utf8, read_utf8
 from nanochat.errors import CapacityError, UsageError
@@ -177,6 +178,15 @@ def test_eval_passes_the_model_on_and_shows_its_scores(nanochat, launched, home)
     assert launched.calls == [("evaluate", ("--of", "sft@20", "--score", "all"))]
     tasks = load_settings("demo", environ={})[0].eval.tasks
     assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", *tasks}
+
+
+def test_scores_of_a_class_with_a_name_of_its_own_are_found_again(home) -> None:
+    run = make_run(home, "r", ALL_DONE)
+    run.eval.mkdir()
+    for name, task in (("bpb", ""), ("backwards", "/there/own.py:Reversal")):
+        record = {"stage": "sft", "step": 20, "name": name, "task": task}
+        (run.eval / f"sft_{name}.json").write_text(json.dumps(record))
+    assert are_scores_done(run, ["/there/own.py:Reversal"]) and not are_scores_done(run, ["/there/own.py:Other"])
 
 
 def test_eval_core_passes_its_options_on(nanochat, launched, home) -> None:
