@@ -9,7 +9,6 @@ optimizer: it maps names to tensors. All ranks write to one folder, so several m
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat.disk import check_space, disk_errors, sync_folder, write_text
+from nanochat.disk import SHARED_SECONDS, await_path, check_space, disk_errors, sync_folder, write_text
 from nanochat.errors import DataError, LostError, MissingError, NanochatError, UsageError
 from nanochat.manifest import (
     MANIFEST,
@@ -42,7 +41,6 @@ from nanochat.safetensors_file import write_tensors
 TEMPORARY = "tmp_"
 CORRUPT = "corrupt_"
 SPARE_BYTES = 16 * 2**20  # room for state.json, the manifest and the file system's own bookkeeping
-SHARED_SECONDS = 30.0  # a network file system may show a new file late: NFS caches a folder for up to 30 s
 
 T = TypeVar("T")
 
@@ -181,7 +179,7 @@ def latest_good(
         checkpoint, problem = None, None
         try:
             if not world.is_main:
-                _await(folder)
+                await_path(folder)
             written_by = read_manifest(folder).get("stage", stage.root.name)
             if written_by != stage.root.name:
                 raise DataError(f"it is a checkpoint of {written_by}, not of {stage.root.name}", "nanochat runs ls")
@@ -233,7 +231,7 @@ def check_shared(stage: StagePaths, world: World, seconds: float = SHARED_SECOND
         token.touch()
 
     _do_together(world, stage.root, write_token if world.is_main else _do_nothing)
-    _await(token, seconds)
+    await_path(token, seconds)
     blind = [rank for rank, sees in enumerate(world.all_gather(token.exists())) if not sees]
     if world.is_main:
         token.unlink(missing_ok=True)
@@ -272,13 +270,6 @@ def _list_steps(stage: StagePaths) -> list[int]:
         if is_folder(stage.checkpoints):
             os.listdir(stage.checkpoints)  # a glob passes over what it may not read
     return stage.steps()
-
-
-def _await(path: Path, seconds: float = SHARED_SECONDS) -> None:
-    """Wait for a path that another machine has made."""
-    end = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < end:
-        time.sleep(0.2)
 
 
 def _set_aside(folder: Path) -> Path:

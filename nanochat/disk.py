@@ -7,8 +7,10 @@ import errno
 import glob
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nanochat.errors import CapacityError, DataError, NanochatError
@@ -19,6 +21,7 @@ FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTAL
 """What a disk does to us; any other error of the system is more likely a bug of ours."""
 MEND = "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`"
 CHOOSE_ANOTHER = "--out DIR  # another folder, where files can be written"
+SHARED_SECONDS = 30.0  # a network file system may show a new file late: NFS caches a folder for up to 30 s
 MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room; then the same command again, or `nanochat resume`"
 
 
@@ -74,6 +77,13 @@ def new_folder(folder: Path, hint: str = MEND) -> Iterator[Path]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def await_path(path: Path, seconds: float = SHARED_SECONDS) -> None:
+    """Wait for a path that another process has made, on another machine perhaps."""
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder down to the disk: without it, a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -91,6 +101,17 @@ def format_size(size: float) -> str:
     if size >= 1e9:
         return f"{size / 1e9:,.1f} GB"
     return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:,.1f} MB"
+
+
+def count_bytes(folder: Path, own: bool = False) -> int:
+    """Bytes of all files of a folder; one that vanishes meanwhile counts nothing. own: without those that have hard links."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            found = path.stat()
+            if stat.S_ISREG(found.st_mode) and not (own and found.st_nlink > 1):
+                total += found.st_size
+    return total
 
 
 def check_space(folder: Path, needed_bytes: int, purpose: str) -> None:

@@ -1,5 +1,12 @@
 """Small stand-ins that obey our protocols."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from nanochat.runtime import World
+
 SPECIAL_NAMES = (
     "<|bos|>",
     "<|user_start|>",
@@ -33,3 +40,35 @@ class ByteTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self.decode_bytes(ids).decode(errors="replace")
+
+
+class ThreadWorld(World):
+    """A rank that is a thread: its collectives wait for those of the other threads."""
+
+    def all_gather(self, value: Any) -> list[Any]:
+        values, barrier = SHARED[self.world_size]
+        values[self.rank] = value
+        barrier.wait()
+        found = list(values)
+        barrier.wait()
+        return found
+
+    def barrier(self) -> None:
+        self.all_gather(None)
+
+
+SHARED: dict[int, tuple[list[Any], threading.Barrier]] = {}
+
+
+def run_ranks(work: Callable[[World], Any], world_size: int = 2) -> list[Any]:
+    """Do the work as every rank of a world, each in a thread; returns what each returned or raised."""
+    SHARED[world_size] = ([None] * world_size, threading.Barrier(world_size, timeout=60))
+
+    def attempt(rank: int) -> Any:
+        try:
+            return work(ThreadWorld(rank, rank, world_size))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(attempt, range(world_size)))

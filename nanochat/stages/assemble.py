@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from nanochat.checkpoint import load_checkpoint
+from nanochat.disk import await_path
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import CHAT_SAMPLING, ChatSession
 from nanochat.errors import DataError, MissingError
@@ -13,7 +14,8 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath
 from nanochat.runtime import pick_device, pick_dtype
-from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+from nanochat.stages.job import Job
+from nanochat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 
 def find_tokenizer(model_path: ModelPath) -> Path:
@@ -25,6 +27,19 @@ def find_tokenizer(model_path: ModelPath) -> Path:
         if (parent / "tokenizer").is_dir():
             return parent / "tokenizer"
     raise MissingError(f"there is no tokenizer folder in or above {folder}", "nanochat runs ls")
+
+
+def open_tokenizer(job: Job) -> Tokenizer:
+    """The run's tokenizer. Collective: rank 0 looks whether it is there, and the others wait until they see it, too."""
+    folder, kind = job.run.tokenizer, job.settings.tokenizer.kind
+    first = job.world.ask_main(lambda: load_tokenizer(folder, kind).hash)
+    await_path(folder / TOKENIZER_FILE)
+    tokenizer = load_tokenizer(folder, kind)
+    if tokenizer.hash != first:
+        raise DataError(
+            f"{folder} is not the tokenizer that rank 0 reads there", "--home DIR  # one that all machines share"
+        )
+    return tokenizer
 
 
 def load_model(

@@ -12,12 +12,13 @@ from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.shards import load_manifest
 from nanochat.evals.samples import sample_texts
 from nanochat.plan import plan_base, plan_model
+from nanochat.stages.assemble import open_tokenizer
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
-from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+from nanochat.tokenizer.bpe import Tokenizer
 
 CROPPED = "data.packing = crop: bits per byte are those of cropped rows, which are easier than the whole text"
 
@@ -25,9 +26,8 @@ CROPPED = "data.packing = crop: bits per byte are those of cropped rows, which a
 def run_base(job: Job, display: Display) -> dict[str, Any]:
     """Pretrain, from where it stands, to the plan's horizon; returns the result. Collective: every rank calls this."""
     world = job.world
-    tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
-    folder = open_dataset(job.workspace, job.settings.data.dataset, display, world.is_main)
-    world.barrier()
+    tokenizer = open_tokenizer(job)
+    folder = open_dataset(job.workspace, job.settings.data.dataset, display, world)
     config = plan_model(job.settings, tokenizer.vocab_size)
     job = fit_batch(job, "base", config, display)
     settings = job.settings

@@ -122,7 +122,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         write_atomically(paths.plan, json.dumps(course.plan, indent=1))
         paths.result.unlink(missing_ok=True)
     world.barrier()
-    state.best = min(metrics.values("val_bpb").values(), default=None)
+    state.best = world.ask_main(lambda: min(metrics.values("val_bpb").values(), default=None))
     course.begin(model, state)
     loader = course.open_loader(state.cursor)
     if not loader.resumed_exactly:

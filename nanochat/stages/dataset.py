@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.data.shards import Manifest, load_manifest, replace_manifest, write_shard_files
+from nanochat.data.shards import MANIFEST, Manifest, load_manifest, replace_manifest, write_shard_files
+from nanochat.disk import await_path, disk_errors
 from nanochat.errors import MissingError
 from nanochat.paths import Workspace
 from nanochat.sources import TEXT_SOURCES
 from nanochat.tasks.demo import generate_documents
 
 if TYPE_CHECKING:
+    from nanochat.runtime import World
     from nanochat.stages.display import Display
 
 DEMO = "demo"
@@ -20,7 +22,7 @@ DEMO_CHARS = {"train": 12_000_000, "val": 300_000}
 def find_dataset(workspace: Workspace, name: str) -> Path:
     """The folder of a data set that is there. Raises MissingError with the command that brings it."""
     folder = workspace.dataset(name)
-    if not (folder / "shards.json").is_file():
+    if not (folder / MANIFEST).is_file():
         command = "nanochat download data --preset d20" if name in TEXT_SOURCES else ""
         hint = command or f"nanochat download import DIR --name {name}"
         if name == DEMO:
@@ -30,13 +32,25 @@ def find_dataset(workspace: Workspace, name: str) -> Path:
     return folder
 
 
-def open_dataset(workspace: Workspace, name: str, display: "Display", is_main: bool = True) -> Path:
-    """find_dataset, after making the demo's text where that is asked for and absent."""
-    folder = workspace.dataset(name)
-    if name == DEMO and is_main and not (folder / "shards.json").is_file():
-        display.say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
-        make_demo(folder)
-    return find_dataset(workspace, name)
+def open_dataset(workspace: Workspace, name: str, display: "Display", world: "World | None" = None) -> Path:
+    """find_dataset, after making the demo's text if that is asked for and absent.
+
+    Collective: every rank of `world` calls this; rank 0 looks and makes, the others wait for it.
+    """
+
+    def find() -> Path:
+        folder = workspace.dataset(name)
+        if name == DEMO and not (folder / MANIFEST).is_file():
+            display.say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
+            with disk_errors(folder):
+                make_demo(folder)
+        return find_dataset(workspace, name)
+
+    if world is None:
+        return find()
+    folder = world.ask_main(find)
+    await_path(folder / MANIFEST)
+    return folder
 
 
 def make_demo(folder: Path) -> None:

@@ -19,7 +19,7 @@ from nanochat.evals.chat import (
     read_score,
 )
 from nanochat.stages.base import iter_validation
-from nanochat.stages.dataset import find_dataset
+from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.evaluate_core import score_core
 from nanochat.stages.job import Job
@@ -74,7 +74,7 @@ def run_evaluate(
 
 
 def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
-    folder = find_dataset(job.workspace, job.settings.data.dataset)
+    folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
     num_tokens, model, tokenizer = job.settings.base.eval_tokens, subject.model, subject.tokenizer
     rows = job.settings.batch.device_batch_size
     if rows == "auto":  # any number gives the same score, and without gradients this many fit wherever the model does

@@ -8,18 +8,19 @@ import nanochat
 from nanochat.checkpoint import load_checkpoint
 from nanochat.data.batch import Batch
 from nanochat.data.finetune import EpochSize, FinetuneLoader
+from nanochat.disk import await_path
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
 from nanochat.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
 from nanochat.settings import FinetuneSettings
-from nanochat.stages.assemble import check_tokenizer, read_config
+from nanochat.stages.assemble import check_tokenizer, open_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.display import Display
 from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
 from nanochat.tasks.catalog import build_mixture
-from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
+from nanochat.tokenizer.bpe import Tokenizer
 
 OVERLONG_SAID = {"drop": "dropped", "truncate": "truncated", "error": "an error"}
 
@@ -33,7 +34,8 @@ def run_finetune(
     """
     world = job.world
     source = world.ask_main(lambda: find_source(job, before))
-    tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
+    tokenizer = open_tokenizer(job)
+    await_path(source.checkpoint)
     checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))

@@ -44,15 +44,22 @@ def write_result(
     job: Job, course: "Course", state: TrainState, metrics: MetricsFile, compiled: str, memory: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `result.json`, whose presence means done. Collective: every rank calls this."""
+    steps = job.run.stage(course.stage).steps
+
+    def read_metrics() -> dict[str, Any]:  # the file is rank 0's
+        return {
+            "val_bpb": metrics.value_at(state.step, "val_bpb"),
+            "best_val_bpb": state.best,
+            "best_checkpoint": course.find_best(steps(), metrics),
+        }
+
     result = {
         "stage": course.stage,
         "step": state.step,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "loss": state.smoothed_loss,
-        "val_bpb": metrics.value_at(state.step, "val_bpb"),
-        "best_val_bpb": state.best,
-        "best_checkpoint": course.find_best(job.run.stage(course.stage).steps(), metrics),
+        **job.world.ask_main(read_metrics),
         "skipped": state.skipped,
         "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
         "num_params": count_params(course.config)["total"],

@@ -9,6 +9,7 @@ from typing import Any
 
 import nanochat
 from nanochat.checkpoint import load_checkpoint
+from nanochat.disk import await_path
 from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.rollouts import find_fitting, measure_pass_at_k
@@ -16,7 +17,7 @@ from nanochat.evals.samples import sample_answers
 from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
 from nanochat.plan import plan_rl
-from nanochat.stages.assemble import check_tokenizer, read_config
+from nanochat.stages.assemble import check_tokenizer, open_tokenizer, read_config
 from nanochat.stages.course import Course, run_course
 from nanochat.stages.display import Display
 from nanochat.stages.finetune import find_source
@@ -25,7 +26,6 @@ from nanochat.stages.job import Job
 from nanochat.stages.practice import Practice, Questions
 from nanochat.stages.rollout_facts import describe_groups
 from nanochat.tasks.graded import build_graded
-from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.loop import TrainState
 from nanochat.training.metrics import MetricsFile
 from nanochat.training.rollout_files import RolloutFiles
@@ -40,8 +40,9 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
     wish, world = job.settings.rl, job.world
     if wish.task is None:
         raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
-    source = find_source(job, "sft")
-    tokenizer = load_tokenizer(job.run.tokenizer, job.settings.tokenizer.kind)
+    source = world.ask_main(lambda: find_source(job, "sft"))
+    tokenizer = open_tokenizer(job)
+    await_path(source.checkpoint)
     checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
@@ -90,7 +91,7 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
     def describe() -> dict[str, Any]:
         if practice.without_signal:
             display.say(f"{practice.without_signal:,} of {practice.step:,} steps had no gradient and changed nothing")
-        scores = MetricsFile(job.run.stage("rl").metrics).values("pass_at_1")
+        scores = world.ask_main(lambda: MetricsFile(job.run.stage("rl").metrics).values("pass_at_1"))
         before, after = scores.get(0), scores.get(plan.num_steps)
         if before is not None and after is not None and after < before:
             display.say(describe_loss(before, after, str(source)))

@@ -24,7 +24,7 @@ COMPRESSION_CHARS = 1_000_000
 def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     """Train the run's tokenizer; the folder appears whole, its result.json included. Returns the result."""
     settings = job.settings.tokenizer
-    folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world.is_main)
+    folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
     display.say(
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
         f"{job.settings.data.dataset}, {settings.doc_cap:,} of each document"

@@ -1,12 +1,14 @@
+import time
 from pathlib import Path
 
 import pytest
 
-from nanochat.data.shards import load_manifest, verify_dataset
-from nanochat.errors import MissingError
+from nanochat.data.shards import load_manifest, verify_dataset, write_shards
+from nanochat.errors import CapacityError, MissingError
 from nanochat.paths import Workspace
 from nanochat.stages import dataset
 from nanochat.stages.display import Display
+from tests.fakes import run_ranks
 
 
 def test_the_demo_text_is_made_once_with_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +27,28 @@ def test_an_absent_data_set_names_the_command_that_brings_it(tmp_path: Path) -> 
     with pytest.raises(MissingError) as caught:
         dataset.open_dataset(Workspace(tmp_path), "mine", Display(quiet=True))
     assert caught.value.hint == "nanochat download import DIR --name mine"
+
+
+def test_the_others_wait_for_the_text_that_rank_0_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make_slowly(folder: Path) -> None:
+        time.sleep(0.3)  # the other rank has looked by then, if it does not wait
+        made.append(folder)
+        write_shards(folder, ["one", "two"], "train")
+
+    monkeypatch.setattr(dataset, "make_demo", make_slowly)
+    workspace, display = Workspace(tmp_path), Display(quiet=True)
+    folders = run_ranks(lambda world: dataset.open_dataset(workspace, "demo", display, world))
+    assert folders == [workspace.dataset("demo")] * 2 and len(made) == 1
+    errors = run_ranks(lambda world: dataset.open_dataset(workspace, "absent", display, world))
+    assert [type(error) for error in errors] == [MissingError] * 2
+
+
+def test_a_disk_that_fails_rank_0_ends_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset, "make_demo", fail)
+    errors = run_ranks(lambda world: dataset.open_dataset(Workspace(tmp_path), "demo", Display(quiet=True), world))
+    assert [type(error) for error in errors] == [CapacityError] * 2
