@@ -104,7 +104,7 @@ def format_size(size: float) -> str:
 
 
 def count_bytes(folder: Path, own: bool = False) -> int:
-    """Bytes of all files of a folder; one that vanishes meanwhile counts nothing. own: without those that have hard links."""
+    """Bytes of all files of a folder; one that vanishes meanwhile counts nothing. own: without hard-linked ones."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):

@@ -3,6 +3,7 @@
 Model names are the same everywhere: RUN, RUN/sft, RUN/sft@650, or a directory of a checkpoint.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,23 @@ class RunPaths:
     def lock(self) -> Path:
         return self.root / ".lock"
 
+    @property
+    def pipeline(self) -> Path:
+        """Is there while `nanochat run` has begun the whole pipeline and not come to its end."""
+        return self.root / "pipeline.json"
+
+    @property
+    def changed(self) -> float:
+        """When its settings were written, or a stage left something, for the last time; seconds since 1970."""
+        paths = [self.settings, self.tokenizer]
+        for stage in map(self.stage, TRAIN_STAGES):
+            paths += [stage.plan, stage.metrics, stage.checkpoints, stage.result]
+        times = []
+        for path in paths:
+            with contextlib.suppress(OSError):  # not there, or gone meanwhile
+                times.append(path.stat().st_mtime)
+        return max(times, default=0.0)
+
     def stage(self, stage: str) -> StagePaths:
         return StagePaths(self.root / stage)
 
@@ -153,11 +171,11 @@ class Workspace:
         return RunPaths(self.runs / name)
 
     def list_runs(self) -> list[RunPaths]:
-        """Runs that have settings, the most recently touched last."""
+        """Runs that have settings, the most recently changed last."""
         if not self.runs.is_dir():
             return []
-        found = [RunPaths(path) for path in self.runs.iterdir() if (path / "settings.json").is_file()]
-        return sorted(found, key=_last_touched)
+        named = [RunPaths(path) for path in self.runs.iterdir() if RUN_NAME.fullmatch(path.name)]
+        return sorted((run for run in named if run.settings.is_file()), key=lambda run: (run.changed, run.name))
 
     def resolve_model(self, name: str | None = None) -> ModelPath:
         """Turn RUN, RUN/sft, RUN/sft@650, a checkpoint directory or None into one checkpoint folder.
@@ -209,9 +227,3 @@ class Workspace:
 def _latest(run: RunPaths, stage: str) -> ModelPath:
     step = run.stage(stage).steps()[-1]
     return ModelPath(run.stage(stage).checkpoint(step), run, stage, step)
-
-
-def _last_touched(run: RunPaths) -> float:
-    results = [run.stage(stage).result for stage in TRAIN_STAGES]
-    times = [path.stat().st_mtime for path in [run.settings, *results] if path.is_file()]
-    return max(times)

@@ -21,7 +21,7 @@ from nanochat.paths import RunPaths
 from nanochat.processes import end_with_parent
 
 ALONE = Cluster()
-HANDED_ON = ("SIGTERM", "SIGUSR1", "SIGHUP")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 OFFLINE_VARIABLES = ("NANOCHAT_OFFLINE", "HF_HUB_OFFLINE")
 DEFAULT_HOME = "~/.cache/nanochat"
@@ -122,12 +122,7 @@ def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None, 
         command, env=dict(environ) if environ is not None else None, preexec_fn=partial(end_with_parent, os.getpid())
     )
     with _handing_on(process, launch):
-        while True:
-            try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:
-                launch.is_stopping = True
+        code = process.wait()
     if code == -signal.SIGKILL:
         raise CapacityError(
             "the system killed the worker, most likely because memory ran out",
@@ -228,17 +223,37 @@ def _end_session(process: subprocess.Popen) -> None:
 
 @contextmanager
 def _handing_on(process: subprocess.Popen, launch: Launch) -> Iterator[None]:
+    def hand_on(number: int, _frame: object) -> None:
+        launch.is_stopping = True
+        if number != signal.SIGINT:  # Ctrl-C reaches the child through the terminal
+            process.send_signal(number)
+
+    with _catching(hand_on):
+        yield
+
+
+@contextmanager
+def stopping_before(describe: Callable[[], str], hint: str) -> Iterator[None]:
+    """Let a request to stop that comes between two stages raise StoppedError. describe: what comes next.
+
+    While a stage runs the request is the stage's.
+    """
+
+    def stop(_number: int, _frame: object) -> None:
+        raise StoppedError(f"stopped before {describe()}; everything is saved", hint)
+
+    with _catching(stop):
+        yield
+
+
+@contextmanager
+def _catching(handle: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [getattr(signal, name) for name in HANDED_ON if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-
-    def hand_on(number: int, _frame: object) -> None:
-        launch.is_stopping = True
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

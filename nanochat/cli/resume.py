@@ -1,4 +1,4 @@
-"""`nanochat resume`: continue whatever stage was interrupted."""
+"""`nanochat resume`: continue whatever was interrupted."""
 
 from typing import Annotated
 
@@ -7,6 +7,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command
+from nanochat.cli.run import run_pipeline
 from nanochat.cli.target import choose_run, choose_target, has_started, is_done
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
@@ -25,8 +26,12 @@ def resume(
     cluster: Cluster = ALONE,
     track: Track = None,
 ) -> int:
-    """Continue the stage that was interrupted, from its newest good checkpoint."""
+    """Continue what was interrupted: a stage from its newest good checkpoint, and the pipeline that `run` began."""
     paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
+    overrides = add_track(overrides, track)
+    if paths.pipeline.is_file():
+        invocation.console.say(f"resuming the pipeline that `nanochat run` began with run {paths.name}")
+        return run_pipeline(invocation, overrides=overrides, run=paths.name, cluster=cluster)
     stage = find_interrupted(paths)
     if stage is None:
         done = [name for name in TRAIN_STAGES if is_done(paths, name)]
@@ -35,7 +40,7 @@ def resume(
             f"nanochat run --run {paths.name}",
         )
     invocation.console.say(f"resuming {stage} of run {paths.name}")
-    target = choose_target(invocation, run=paths.name, overrides=add_track(overrides, track), trains=False)
+    target = choose_target(invocation, run=paths.name, overrides=overrides, trains=False)
     return train(stage, invocation, target, cluster)
 
 
@@ -45,8 +50,8 @@ def find_interrupted(run: RunPaths) -> str | None:
 
 
 def find_interrupted_run(invocation: Invocation) -> RunPaths:
-    """The newest run with an interrupted stage, else the newest run."""
+    """The newest run with an interrupted stage or pipeline, else the newest run."""
     runs = invocation.workspace.list_runs()
     if not runs:
         raise MissingError(f"there is no run in {invocation.workspace.runs}", "nanochat run --preset demo")
-    return next((run for run in reversed(runs) if find_interrupted(run)), runs[-1])
+    return next((run for run in reversed(runs) if run.pipeline.is_file() or find_interrupted(run)), runs[-1])

@@ -1,17 +1,21 @@
 """`nanochat run`: the whole pipeline, stage by stage; what is done is skipped and said so."""
 
+import json
+import shlex
+
 import typer
 
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import AllowWeak, add_isolation, are_scores_done, check_code, is_core_done, list_scores
-from nanochat.cli.launch import ALONE
+from nanochat.cli.launch import ALONE, stopping_before
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
-from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result, write_target
+from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result, settle
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
+from nanochat.disk import disk_errors, write_atomically
 from nanochat.errors import MissingError
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
@@ -36,7 +40,7 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
     stages = list_stages(target)
     for stage in stages[1:]:  # everything is checked before anything is started
-        check_stage(stage, invocation, target.settings, cluster)
+        check_stage(stage, invocation, target, cluster)
     check_code(target)
     if has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
@@ -47,11 +51,10 @@ def run_pipeline(
         )
     if not invocation.dry_run:
         check_data(invocation, target, stages)
-    target = write_target(invocation, target)  # before anything starts, whichever stage comes first
-    code = run_stages(invocation, target, cluster)
+    code = settle(invocation, target, lambda written: run_to_the_end(invocation, written, cluster))
     if code or invocation.dry_run:
         return code
-    written = write_report(target.run) if cluster.node_rank == 0 else ()
+    written = (target.run.report_md, target.run.report_html) if cluster.node_rank == 0 else ()
     if invocation.as_json:
         results = {stage: read_result(target.run, stage) for stage in stages}
         invocation.console.show_json(
@@ -62,6 +65,30 @@ def run_pipeline(
             invocation.console.show(str(path))
     invocation.console.suggest(f"nanochat chat {target.run.name}")
     return 0
+
+
+def run_to_the_end(invocation: Invocation, target: Target, cluster: Cluster) -> int:
+    """All stages and the report; the mark that `resume` finds is there meanwhile. Returns the exit code.
+
+    Raises StoppedError for a request to stop that comes between two stages.
+    """
+    if invocation.dry_run:
+        return run_stages(invocation, target, cluster)
+    again = shlex.join(["nanochat", "run", "--run", target.run.name, *cluster.options()])
+    with stopping_before(lambda: name_next(target), again):
+        if cluster.node_rank == 0:
+            write_atomically(target.run.pipeline, json.dumps({"command": again}))
+        code = run_stages(invocation, target, cluster)
+        if not code and cluster.node_rank == 0:
+            write_report(target.run)
+            with disk_errors(target.run.root):
+                target.run.pipeline.unlink(missing_ok=True)
+    return code
+
+
+def name_next(target: Target) -> str:
+    """What the pipeline does next, for messages."""
+    return next((stage for stage in list_stages(target) if not is_done(target.run, stage)), "evaluation")
 
 
 def check_data(invocation: Invocation, target: Target, stages: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import typer
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
-from nanochat.disk import disk_errors, format_size
+from nanochat.disk import count_bytes, disk_errors, format_size
 from nanochat.errors import MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
@@ -153,7 +154,7 @@ def write_copy(source: RunPaths, target: RunPaths, stages: Sequence[str]) -> Non
             temporary.mkdir()
             for path in (source.settings, source.root / "environment.json"):
                 if path.is_file():
-                    shutil.copy2(path, temporary / path.name)
+                    shutil.copyfile(path, temporary / path.name)  # with the time of now: the copy is the newest run
             for stage in stages:
                 shutil.copytree(source.root / stage, temporary / stage, copy_function=copy)
             temporary.rename(target.root)
@@ -168,22 +169,54 @@ def remove_runs(
     """Remove runs with all their checkpoints."""
     from nanochat.stages.lock import check_unused, lock_run
 
-    paths = [choose_run(invocation, run) for run in runs]
-    for run in paths:
-        size = format_size(count_bytes(run.root))
-        if invocation.dry_run:
-            invocation.console.show(f"would remove {run.root} ({size})")
-            continue
+    paths = [choose_run(invocation, run) for run in dict.fromkeys(runs)]
+    sizes = {run.name: format_size(count_bytes(run.root)) for run in paths}
+    if invocation.dry_run:
+        for run in paths:
+            invocation.console.show(f"would remove {describe_place(run)} ({sizes[run.name]})")
+        return
+    if not invocation.yes and not sys.stdin.isatty():
+        names = " ".join(sizes)
+        raise UsageError(f"removing {names} needs a yes", f"nanochat runs rm {names} -y")
+    with ExitStack() as locks:
+        for run in paths:  # all of them may be removed before one is
+            check_unused(run)
+            locks.enter_context(lock_run(run))
         if not invocation.yes:
-            if not sys.stdin.isatty():
-                raise UsageError(f"removing run {run.name!r} ({size}) wants a yes", f"nanochat runs rm {run.name} -y")
-            if not invocation.console.ask(f"remove run {run.name} ({size})?"):
-                invocation.console.say(f"run {run.name} is kept")
-                continue
-        check_unused(run)
-        with lock_run(run):
-            shutil.rmtree(run.root)
-        invocation.console.say(f"removed {run.root} ({size})")
+            asked = {run.name: f"remove {describe_place(run)} ({sizes[run.name]})?" for run in paths}
+            kept = [name for name, question in asked.items() if not invocation.console.ask(question)]
+            for name in kept:
+                invocation.console.say(f"run {name} is kept")
+            paths = [run for run in paths if run.name not in kept]
+        places = {run.name: describe_place(run) for run in paths}
+        remove_folders([run.root for run in paths])
+    for name, place in places.items():
+        invocation.console.say(f"removed {place} ({sizes[name]})")
+
+
+def describe_place(run: RunPaths) -> str:
+    """The folder of a run; a link is all that is removed of one that lies elsewhere."""
+    return f"{run.root}, a link whose files stay in {run.root.resolve()}" if run.root.is_symlink() else str(run.root)
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Remove all of them or, if one cannot be, none."""
+    hidden = {folder: folder.with_name(f".{folder.name}.{os.getpid()}.removed") for folder in folders}
+    moved = []
+    with disk_errors(folders[0].parent if folders else Path()):
+        try:
+            for folder in folders:
+                folder.rename(hidden[folder])
+                moved.append(folder)
+        except OSError:
+            for folder in moved:
+                hidden[folder].rename(folder)
+            raise
+        for folder in folders:
+            if hidden[folder].is_symlink():
+                hidden[folder].unlink()
+            else:
+                shutil.rmtree(hidden[folder])
 
 
 def describe_run(run: RunPaths) -> dict[str, Any]:
@@ -199,24 +232,12 @@ def describe_run(run: RunPaths) -> dict[str, Any]:
         stages[stage] = "done" if is_done(run, stage) else unfinished if has_started(run, stage) else "-"
     from nanochat.stages.lock import find_holder
 
-    changed = max((path.stat().st_mtime for path in run.root.iterdir()), default=0.0)
     return {
         "run": run.name,
         "preset": preset,
         "stages": stages,
         "bytes": count_bytes(run.root),
-        "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
+        "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
         "path": str(run.root),
         "process": find_holder(run),
     }
-
-
-def count_bytes(folder: Path) -> int:
-    """Bytes of all files of a folder; a file that vanishes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
-    return total

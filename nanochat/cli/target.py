@@ -4,7 +4,7 @@ import errno
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat import __version__
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
-from nanochat.disk import format_size
+from nanochat.disk import disk_errors, format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.sources import TEXT_SOURCES
@@ -209,6 +209,43 @@ def read_result(run: RunPaths, stage: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def settle(invocation: Invocation, target: Target, work: Callable[[Target], int]) -> int:
+    """Write the run's settings and do the work; returns its exit code.
+
+    Where it ends with a usage error before a stage has begun, the settings are what they were: what was wrong with them
+    is not found again by the next command.
+    """
+    run = target.run
+    paths = (run.settings, run.root / "environment.json", run.pipeline)
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
+    begun = list_begun(run)
+
+    def take_back() -> None:
+        changed = [path for path in paths if path.is_file() and path.read_bytes() != before.get(path)]
+        if not changed or list_begun(run) != begun:
+            return
+        with disk_errors(run.root):
+            for path in changed:
+                path.write_bytes(before[path]) if path in before else path.unlink()
+        if run.settings in changed:
+            invocation.console.say(f"run {run.name}: its settings are {'as they were' if before else 'not kept'}")
+
+    written = write_target(invocation, target)
+    try:
+        code = work(written)
+    except UsageError:
+        take_back()
+        raise
+    if code == UsageError.exit_code:
+        take_back()
+    return code
+
+
+def list_begun(run: RunPaths) -> list[str]:
+    """The stages that have left something."""
+    return [stage for stage in ("tokenizer", *TRAIN_STAGES) if has_started(run, stage)]
 
 
 def write_target(invocation: Invocation, target: Target) -> Target:

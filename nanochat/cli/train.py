@@ -1,18 +1,30 @@
 """`nanochat train base | mid | sft | rl`."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, launch_stage, stage_command
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
-from nanochat.cli.target import Target, check_dataset, check_disk, choose_target, is_done, read_result, write_target
+from nanochat.cli.target import (
+    Target,
+    check_dataset,
+    check_disk,
+    choose_target,
+    is_done,
+    read_result,
+    settle,
+    write_target,
+)
 from nanochat.cli.tracking import Track, add_track, check_tracker
+from nanochat.disk import count_bytes
 from nanochat.errors import MissingError, UsageError
+from nanochat.paths import RunPaths
 
-if TYPE_CHECKING:
-    from nanochat.settings import Settings
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/nvgpu")
+"""Of NVIDIA, AMD, WSL and Jetson: without one of them there is no GPU for PyTorch."""
 
 app = new_group("Train one stage of a run.")
 
@@ -89,7 +101,7 @@ def train_rl(
 def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Check a training stage, start it, and show its result and the next command."""
     run = target.run
-    check_stage(stage, invocation, target.settings, cluster)
+    check_stage(stage, invocation, target, cluster)
     if is_done(run, stage):
         write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
@@ -136,32 +148,36 @@ def start(
     again: the arguments of nanochat that continue it where `resume` does not. following: the stage that comes next.
     """
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
-    shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
-    write_target(invocation, target)
-    if invocation.dry_run:
-        invocation.console.show(shown)
-        return 0
-    if invocation.verbose:
-        invocation.console.say(shown)
-    return launch_stage(
-        stage,
-        target.run.settings,
-        cluster=cluster,
-        options=flags,
-        again=again,
-        following=following,
-        offline=invocation.offline,
-        color=invocation.color,
-        say=invocation.console.say,
-    )
+
+    def launch(_written: Target) -> int:
+        shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
+        if invocation.dry_run:
+            invocation.console.show(shown)
+            return 0
+        if invocation.verbose:
+            invocation.console.say(shown)
+        return launch_stage(
+            stage,
+            target.run.settings,
+            cluster=cluster,
+            options=flags,
+            again=again,
+            following=following,
+            offline=invocation.offline,
+            color=invocation.color,
+            say=invocation.console.say,
+        )
+
+    return settle(invocation, target, launch)
 
 
-def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluster: Cluster) -> Any:
+def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
+    settings = target.settings
     check_devices(settings.runtime.device, cluster)
     more_bytes = 0
     if stage == "base":
@@ -180,14 +196,25 @@ def check_stage(stage: str, invocation: Invocation, settings: "Settings", cluste
             )
         find_missing(mixture, folder=invocation.workspace.tasks)  # raises for what is wrong; check_downloads for these
     check_tracker(settings.runtime.track)
-    check_disk(invocation, plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes)
+    if not is_done(target.run, stage):
+        needed = plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes
+        check_disk(invocation, needed - count_held(target.run, stage))
     return plan
+
+
+def count_held(run: RunPaths, stage: str) -> int:
+    """Bytes that a stage which is continued has already: checkpoints that later ones replace, sampled answers."""
+    paths = run.stage(stage)
+    folders = [*map(paths.checkpoint, paths.steps()), paths.root / "rollouts"]
+    return sum(count_bytes(folder, own=True) for folder in folders)
 
 
 def check_devices(device: str, cluster: Cluster) -> None:
     """Raise UsageError where the nodes cannot meet or this one has fewer GPUs than processes. Without: --device cpu."""
     cluster.check_meeting()
     gpus = cluster.gpus
+    if device == "cuda" and not any(map(os.path.exists, GPU_DEVICES)):
+        raise UsageError("runtime.device = cuda, but this machine has no GPU that PyTorch could use", "--device cpu")
     if gpus > 1 and device in ("auto", "cuda") and not Path("/dev/kfd").exists():  # AMD's are not counted here
         from nanochat.report.environment import gpu_names
 

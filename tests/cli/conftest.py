@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
+import nanochat.cli.train as train_module
 from nanochat.cli.main import main
-from nanochat.layers import load_settings, save_settings
+from nanochat.layers import load_settings, read_saved, save_settings
 from nanochat.paths import RunPaths
 
 
@@ -59,3 +60,37 @@ def make_run(home: Path, name: str, done: tuple[str, ...] = (), started: str = "
         run.stage(started).checkpoint(10).mkdir(parents=True)
         run.stage(started).plan.write_text("{}")
     return run
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Stands for the workers: each leaves what its stage leaves; a code stops the pipeline there."""
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    codes: dict[str, int] = {}
+
+    def launch(stage: str, settings: Path, *, options: tuple[str, ...], again: tuple = (), **others: object) -> int:
+        read_saved(settings)
+        calls.append((stage, tuple(options)))
+        launch.again.append(" ".join(again))  # type: ignore[attr-defined]
+        folder = settings.parent / ("eval" if stage == "evaluate" else stage)
+        if codes.get(stage):
+            return codes[stage]
+        folder.mkdir(exist_ok=True)
+        if "base" in options:
+            wish = read_saved(settings)[1].eval.model_dump()
+            record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
+            (folder / "base_core.json").write_text(json.dumps(record))
+        elif stage == "evaluate":
+            of = options[options.index("--of") + 1].split("@")[0]
+            for name in ("bpb", *read_saved(settings)[1].eval.tasks):
+                record = {"stage": of, "step": 20, "name": name, "accuracy": 0.5, "total": 2}
+                (folder / f"{of}_{name}.json").write_text(json.dumps(record))
+        else:
+            (folder / "plan.json").write_text("{}")
+            (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))
+            (folder / "checkpoints" / "step_000020").mkdir(parents=True)
+        return 0
+
+    launch.calls, launch.codes, launch.again = calls, codes, []  # type: ignore[attr-defined]
+    monkeypatch.setattr(train_module, "launch_stage", launch)
+    return launch

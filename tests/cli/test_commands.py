@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import nanochat
-from nanochat.cli import train as train_module
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import are_scores_done
 from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
@@ -24,40 +23,6 @@ ALL_DONE = ("tokenizer", "base", "mid", "sft", "rl")
 
 RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "rl", "evaluate"]
 """What `nanochat run` starts, in its order."""
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Stands for the workers: each leaves what its stage leaves; a code stops the pipeline there."""
-    calls: list[tuple[str, tuple[str, ...]]] = []
-    codes: dict[str, int] = {}
-
-    def launch(stage: str, settings: Path, *, options: tuple[str, ...], again: tuple = (), **others: object) -> int:
-        read_saved(settings)
-        calls.append((stage, tuple(options)))
-        launch.again.append(" ".join(again))  # type: ignore[attr-defined]
-        folder = settings.parent / ("eval" if stage == "evaluate" else stage)
-        if codes.get(stage):
-            return codes[stage]
-        folder.mkdir(exist_ok=True)
-        if "base" in options:
-            wish = read_saved(settings)[1].eval.model_dump()
-            record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
-            (folder / "base_core.json").write_text(json.dumps(record))
-        elif stage == "evaluate":
-            of = options[options.index("--of") + 1].split("@")[0]
-            for name in ("bpb", *read_saved(settings)[1].eval.tasks):
-                record = {"stage": of, "step": 20, "name": name, "accuracy": 0.5, "total": 2}
-                (folder / f"{of}_{name}.json").write_text(json.dumps(record))
-        else:
-            (folder / "plan.json").write_text("{}")
-            (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))
-            (folder / "checkpoints" / "step_000020").mkdir(parents=True)
-        return 0
-
-    launch.calls, launch.codes, launch.again = calls, codes, []  # type: ignore[attr-defined]
-    monkeypatch.setattr(train_module, "launch_stage", launch)
-    return launch
 
 
 def test_run_goes_through_all_stages_then_skips_them_all(nanochat, launched, home) -> None:

@@ -214,7 +214,7 @@ TABLE = [
         "base.num_steps = 3, not 300",
         "nanochat runs copy r r-2 --until tokenizer && nanochat run --preset demo --run r-2",
     ),
-    ("runs rm r", run_with(), 2, "wants a yes", "nanochat runs rm r -y"),
+    ("runs rm r", run_with(), 2, "removing r needs a yes", "nanochat runs rm r -y"),
     ("runs show ../x", nothing, 2, "run = '../x' is not a name", "nanochat runs ls"),
     (
         "presets copy demo my.toml",

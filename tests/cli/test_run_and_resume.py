@@ -1,0 +1,175 @@
+"""`run` and `resume` together: what began is continued, and what was wrong leaves nothing behind."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanochat.cli.launch import stopping_before
+from nanochat.errors import CapacityError, StoppedError
+from nanochat.layers import read_saved
+from tests.cli.conftest import Outcome, make_run
+
+Call = Callable[..., Outcome]
+RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "rl", "evaluate"]
+
+
+def test_resume_continues_the_pipeline_that_run_began(nanochat: Call, launched, home: Path) -> None:
+    launched.codes["mid"] = 75
+    assert nanochat("run", "--preset", "demo").code == 75
+    launched.codes.clear()
+    outcome = nanochat("resume")
+    assert outcome.code == 0, outcome.err
+    assert "resuming the pipeline" in outcome.err and "nanochat chat demo" in outcome.err
+    assert [stage for stage, _ in launched.calls] == [*RUN[:3], "mid", *RUN[3:]]
+    assert (home / "runs/demo/report.md").is_file()
+    assert "no stage of run 'demo' was interrupted" in nanochat("resume", "demo").err
+
+
+def test_a_stage_that_was_begun_alone_is_resumed_alone(nanochat: Call, launched, home: Path) -> None:
+    make_run(home, "r", ("tokenizer", "base"), "mid")
+    assert nanochat("resume", "r").code == 0
+    assert [stage for stage, _ in launched.calls] == ["mid"]
+
+
+def test_resume_prefers_a_newer_pipeline_that_stopped_between_two_stages(nanochat: Call, launched, home: Path) -> None:
+    make_run(home, "old", ("tokenizer", "base"), "mid")
+    run = make_run(home, "new", ("tokenizer", "base"))
+    run.pipeline.write_text("{}")
+    assert nanochat("resume", "--dry-run").out.splitlines()[0].split("nanochat.stages ")[1].startswith("mid")
+    assert nanochat("resume").code == 0
+    assert [stage for stage, _ in launched.calls] == RUN[2:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_between_two_stages_stops_with_the_command_that_continues(
+    nanochat: Call, launched, home: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import nanochat.cli.run as run_module
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)]
+    describe = run_module.describe_result
+
+    def interrupt(stage: str, result: dict) -> str:
+        os.kill(os.getpid(), number)
+        return describe(stage, result)
+
+    make_run(home, "demo", ("tokenizer", "base"))
+    monkeypatch.setattr(run_module, "describe_result", interrupt)
+    outcome = nanochat("run", "--run", "demo")
+    assert outcome.code == 75
+    assert outcome.err.splitlines()[-2:] == [
+        "error: stopped before mid; everything is saved",
+        "hint:  nanochat run --run demo",
+    ]
+    assert not launched.calls
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)]
+    assert before == after
+    monkeypatch.undo()
+
+
+def test_nohup_stays_nohup_between_stages() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_before(lambda: "mid", "nanochat run --run r"):
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(StoppedError):
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_failed_device_does_not_stay_in_the_run(nanochat: Call, launched, home: Path, monkeypatch) -> None:
+    run = make_run(home, "r", ("tokenizer",))
+    before = run.settings.read_bytes()
+    monkeypatch.setattr("nanochat.cli.train.GPU_DEVICES", ())
+    outcome = nanochat("train", "base", "--run", "r", "--device", "cuda")
+    assert outcome.code == 2 and "no GPU that PyTorch could use" in outcome.err
+    assert outcome.err.splitlines()[-1] == "hint:  nanochat train base --run r --device cpu"
+    assert run.settings.read_bytes() == before
+    monkeypatch.setattr("nanochat.cli.train.GPU_DEVICES", ("/",))  # a GPU, and a PyTorch that cannot use it
+    launched.codes["base"] = 2
+    outcome = nanochat("train", "base", "--run", "r", "--device", "cuda")
+    assert outcome.code == 2 and "run r: its settings are as they were" in outcome.err
+    assert run.settings.read_bytes() == before
+    launched.codes["tokenizer"] = 2
+    assert nanochat("run", "--preset", "demo", "--run", "new", "--device", "cuda").code == 2
+    assert [path.name for path in (home / "runs" / "new").glob("*")] == []
+    launched.codes["base"] = 75  # it has begun, and what it was told holds
+    assert nanochat("train", "base", "--run", "r", "--device", "cuda").code == 75
+    assert read_saved(run.settings)[1].runtime.device == "cuda"
+
+
+def test_resume_needs_no_room_for_what_the_stage_has_already(nanochat: Call, launched, home: Path, monkeypatch) -> None:
+    run = make_run(home, "r", ("tokenizer",), "base")
+    with (run.stage("base").checkpoint(10) / "model.safetensors").open("wb") as file:
+        file.truncate(60_000_000)  # about as much as two checkpoints of the demo
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 30_000_000}))
+        assert nanochat("train", "base", "--run", "r", "--set", "model.depth=4").code == 0
+    other = make_run(home, "other", ("tokenizer",))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 30_000_000}))
+    outcome = nanochat("train", "base", "--run", other.name)
+    assert outcome.code == CapacityError.exit_code and "checkpoints do not fit" in outcome.err
+
+
+def test_a_copy_is_the_newest_run_and_runs_are_listed_by_the_time_that_is_shown(nanochat: Call, home: Path) -> None:
+    for age, name in ((300, "a"), (200, "b")):
+        run = make_run(home, name, ("tokenizer", "base"))
+        for path in (run.root, *run.root.rglob("*")):
+            os.utime(path, (path.stat().st_mtime - age, path.stat().st_mtime - age))
+    assert nanochat("runs", "copy", "a", "zz").code == 0
+    assert "run zz, the newest" in nanochat("train", "mid", "--dry-run").err
+    (home / "runs" / "a" / "report.md").write_text("")  # a report is nothing that a run has learnt
+    rows = [line.split() for line in nanochat("runs", "ls").out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["a", "b", "zz"]
+    assert [row[-2:] for row in rows] == sorted(row[-2:] for row in rows)
+
+
+def test_a_half_copy_is_no_run(nanochat: Call, home: Path) -> None:
+    make_run(home, "a", ("tokenizer",))
+    (home / "runs" / "a").rename(home / "runs" / ".a.4711")
+    assert "there is no run" in nanochat("runs", "ls").err
+
+
+def test_runs_are_removed_together_or_not_at_all(nanochat: Call, home: Path) -> None:
+    import fcntl
+
+    for name in ("a", "long"):
+        make_run(home, name, ("tokenizer",))
+    with (home / "runs/long/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        outcome = nanochat("runs", "rm", "a", "long", "-y")
+        assert outcome.code == 2 and "run 'long' is in use" in outcome.err
+        assert (home / "runs/a/settings.json").is_file()
+    outcome = nanochat("runs", "rm", "a", "none", "-y")
+    assert outcome.code == 3 and (home / "runs/a/settings.json").is_file()
+    outcome = nanochat("runs", "rm", "a", "long")
+    assert outcome.code == 2 and outcome.err.splitlines()[-1] == "hint:  nanochat runs rm a long -y"
+    assert nanochat("runs", "rm", "a", "long", "a", "-y").code == 0 and not list((home / "runs").iterdir())
+
+
+def test_of_a_linked_run_only_the_link_is_removed(nanochat: Call, home: Path, tmp_path: Path) -> None:
+    make_run(home, "big", ("tokenizer",)).root.rename(tmp_path / "elsewhere")
+    (home / "runs/big").symlink_to(tmp_path / "elsewhere")
+    outcome = nanochat("runs", "rm", "big", "-y")
+    assert outcome.code == 0 and f"a link whose files stay in {tmp_path / 'elsewhere'}" in outcome.err
+    assert not (home / "runs/big").is_symlink() and (tmp_path / "elsewhere/settings.json").is_file()
+
+
+def test_nothing_is_removed_if_one_folder_cannot_be(nanochat: Call, home: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        make_run(home, name)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "b":
+            raise OSError(16, "Device or resource busy", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    outcome = nanochat("runs", "rm", "a", "b", "-y")
+    assert outcome.code == 4 and "busy" in outcome.err
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["a", "b"]
