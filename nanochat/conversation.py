@@ -3,6 +3,9 @@
 Roles alternate, user first; a leading `system` message is merged into the first user message.
 """
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,3 +111,11 @@ def dump_conversation(conversation: Conversation) -> dict:
             content = message.parts[0].text
         messages.append({"role": message.role, "content": content})
     return {"messages": messages}
+
+
+def hash_conversations(conversations: Iterable[Conversation]) -> str:
+    """SHA-256 of what conversations say, in their order."""
+    digest = hashlib.sha256()
+    for conversation in conversations:
+        digest.update(json.dumps(dump_conversation(conversation), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from nanochat.conversation import Conversation
+from nanochat.conversation import Conversation, hash_conversations
 from nanochat.data.batch import Batch, build_batch
+from nanochat.data.cursor import name_changes
 from nanochat.data.packing import pack_whole
 from nanochat.data.prefetch import Prefetcher
 from nanochat.errors import DataError, UsageError
@@ -28,6 +29,8 @@ POOL_CONVERSATIONS = 512
 PLANNED_CONVERSATIONS = 4_096
 """Conversations that the plan measures; more are estimated from these."""
 PREFETCHED_BATCHES = 4
+VERSION = 3
+"""Of cursors."""
 
 Rendered = tuple[np.ndarray, np.ndarray]  # ids (N,) int32 and mask (N,) bool
 
@@ -82,8 +85,10 @@ class FinetuneLoader:
     context + 1 tokens is dropped, truncated at its end or an error, as `overlong` says.
 
     cursor: what `cursor()` returned after the last batch that was used, on any rank of a world of any size; the next
-    rows are the same bit for bit. With other conversations the epoch goes on at about the same share, and
-    `resumed_exactly` is False: say so.
+    rows are the same bit for bit. With other conversations, told by their hash, the epoch goes on at about the same
+    share, and `changed` says what is different: pass it on.
+
+    data_hash: of the conversations, if it is known already (`Task.content_hash`).
 
     Close it (or use `with`) to stop the thread. Raises UsageError where there is no conversation, and DataError from
     the iteration where overlong = "error" meets one or where all are dropped.
@@ -101,6 +106,7 @@ class FinetuneLoader:
         world_size: int = 1,
         cursor: dict[str, Any] | None = None,
         prefetched_batches: int = PREFETCHED_BATCHES,
+        data_hash: str | None = None,
     ) -> None:
         assert 0 <= rank < world_size and rows > 0 and context > 0, (rank, world_size, rows, context)
         if overlong not in OVERLONG:
@@ -110,12 +116,13 @@ class FinetuneLoader:
         self._source = _Source(conversations, tokenizer, context + 1, seed, overlong)
         self._batch_rows = rows * world_size
         self._identity = {
+            "data_hash": data_hash or hash_conversations(conversations[index] for index in range(len(conversations))),
             "conversations": len(conversations),
             "row_tokens": context + 1,
             "seed": seed,
-            "overlong": OVERLONG.index(overlong),
+            "overlong": overlong,
         }
-        self.resumed_exactly = True
+        self.changed = ""
         self._place = Place() if cursor is None else self._read_cursor(cursor)
         batches = _iter_batches(self._source, self._place, rows, rank, world_size)
         self._prefetcher: Prefetcher[tuple[Batch, Place]] = Prefetcher(batches, prefetched_batches)
@@ -155,7 +162,7 @@ class FinetuneLoader:
         """Where the batch just yielded ends, the same on every rank, as JSON."""
         place = self._place
         return {
-            "version": 2,
+            "version": VERSION,
             **self._identity,
             "epoch": place.epoch,
             "start": place.start,
@@ -167,9 +174,12 @@ class FinetuneLoader:
 
     def _read_cursor(self, cursor: dict[str, Any]) -> Place:
         try:
-            if cursor["version"] != 2:
-                raise DataError(f"the data cursor has version {cursor['version']}, not 2")
-            saved = {key: int(cursor[key]) for key in self._identity}
+            if cursor["version"] == 2:  # before there was a hash
+                cursor = cursor | {"overlong": OVERLONG[cursor["overlong"]]}
+            elif cursor["version"] != VERSION:
+                raise DataError(f"the data cursor has version {cursor['version']}, not {VERSION}")
+            changed = name_changes(cursor, self._identity, "the conversations are others")
+            num_conversations = int(cursor["conversations"])
             epoch, start, row = (int(cursor[key]) for key in ("epoch", "start", "row"))
             carry = tuple((int(entry[0]), int(entry[1])) for entry in cursor["carry"])
             counts, counted = Counts(**cursor["counts"]), Counts(**cursor["counted"])
@@ -177,10 +187,10 @@ class FinetuneLoader:
             raise DataError(
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
-        if saved == self._identity:
+        if not changed:
             return Place(epoch, start, row, carry, counts, counted)
-        self.resumed_exactly = False
-        share = start / max(1, saved["conversations"])
+        self.changed = changed
+        share = start / max(1, num_conversations)
         return Place(epoch, int(min(share, 1.0) * len(self._source.conversations)))
 
     def close(self) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.batch import Batch, build_batch
+from nanochat.data.cursor import name_changes
 from nanochat.data.packing import Encoder, Packing, pack_cropped, pack_documents
 from nanochat.data.prefetch import Prefetcher
-from nanochat.data.shards import RowGroup, Split, list_row_groups, read_row_group
+from nanochat.data.shards import RowGroup, Split, list_row_groups, load_manifest, read_row_group
 from nanochat.errors import DataError, UsageError
 
 VERSION = 3
@@ -208,8 +209,8 @@ class PretrainLoader:
     targets over all ranks, and every rank gets the same number of batches (filled up with ignored targets).
 
     cursor: what `cursor()` returned after the last batch that was used, on any rank of a world of any size. With the
-    same data, tokenizer and context the next rows are the same bit for bit. With other data the loader starts at about
-    the same share of the epoch, and `resumed_exactly` is False: say so.
+    same data, tokenizer and context the next rows are the same bit for bit. With other data, told by its hash, the
+    loader starts at about the same share of the epoch, and `changed` says what is different: pass it on.
 
     Close it (or use `with`) to stop the thread. Raises MissingError and DataError as `list_row_groups` does; errors of
     the thread are raised by the iteration.
@@ -231,8 +232,13 @@ class PretrainLoader:
     ) -> None:
         assert 0 <= rank < world_size and rows > 0 and context > 0, (rank, world_size, rows, context)
         groups = list_row_groups(directory, split)
-        self._identity = {"groups": len(groups), "row_tokens": context + 1}
-        self.resumed_exactly = True
+        self._identity = {
+            "data_hash": load_manifest(directory).hash_of(split),
+            "groups": len(groups),
+            "row_tokens": context + 1,
+            "packing": packing,
+        }
+        self.changed = ""
         self.num_row_groups = len(groups)
         self._place = Place()
         self._source = _Source(groups, tokenizer, context + 1, directory, packing)
@@ -270,7 +276,6 @@ class PretrainLoader:
         return {
             "version": VERSION,
             **self._identity,
-            "packing": self._source.packing,
             "num_laps": self._source.num_laps,
             "share": round(self._source.measure_share(place), 6),
             "epoch": place.epoch,
@@ -290,7 +295,7 @@ class PretrainLoader:
                 cursor = cursor | added
             elif cursor["version"] != VERSION:
                 raise DataError(f"the data cursor has version {cursor['version']}, not {VERSION}")
-            saved = {key: int(cursor[key]) for key in self._identity}
+            changed = name_changes({"packing": "cut"} | cursor, self._identity, "the training text is another one")
             numbers = {key: int(cursor[key]) for key in ("epoch", "lap", "position", "row", "tokens")}
             place = Place(**numbers, carry=_read_pieces(cursor["carry"]), opening=_read_pieces(cursor["opening"]))
             num_laps, share = int(cursor["num_laps"]), float(cursor["share"])
@@ -298,11 +303,10 @@ class PretrainLoader:
             raise DataError(
                 f"the data cursor cannot be read: {error!r}", "resume from an earlier checkpoint"
             ) from error
-        is_same = saved == self._identity and cursor.get("packing", "cut") == self._source.packing
-        if is_same and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
+        if not changed and 0 <= place.position < self.num_row_groups and 0 <= place.lap < num_laps:
             self._source.num_laps = num_laps
             return place
-        self.resumed_exactly = False
+        self.changed = changed or "the place lies outside of the text"
         return self._source.find_share(place.epoch, share)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.errors import CapacityError, DataError, MissingError
+from nanochat.manifest import hash_file
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -63,7 +64,15 @@ class Manifest:
     @property
     def hash(self) -> str:
         """SHA-256 over the contents in reading order: two data sets with one hash give the same training."""
-        lines = [f"{shard.split} {shard.sha256}\n" for shard in self.shards]
+        return self._hash(self.shards)
+
+    def hash_of(self, split: Split) -> str:
+        """SHA-256 over the contents of one split in reading order."""
+        return self._hash(self.of(split))
+
+    @staticmethod
+    def _hash(shards: tuple[Shard, ...]) -> str:
+        lines = [f"{shard.split} {shard.sha256}\n" for shard in shards]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -212,6 +221,8 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
         path = directory / shard.name
         file = open_shard(path)
         check_column(file, path, manifest.column)
+        if (size := path.stat().st_size) != shard.bytes:
+            raise DataError(f"{path} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}", _again(directory))
         place = file.schema_arrow.get_field_index(manifest.column)
         for index in range(file.num_row_groups):
             about = file.metadata.row_group(index)
@@ -259,15 +270,6 @@ def check_column(file: pq.ParquetFile, path: Path, column: str) -> None:
         raise DataError(
             f"column {column!r} of {path} holds {kind}, not text; its columns are {have}", "choose one with --column"
         )
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def open_shard(path: Path) -> pq.ParquetFile:

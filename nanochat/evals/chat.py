@@ -5,7 +5,6 @@ task and seed give the same score on any number of ranks.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nanochat.conversation import Conversation, Part, PartKind, dump_conversation
+from nanochat.conversation import Conversation, Part, PartKind, hash_conversations
 from nanochat.engine.sampling import SamplingParams
 from nanochat.evals.answering import choose_letters, generate_answers
 from nanochat.evals.passk import estimate_pass_at_k
@@ -196,10 +195,7 @@ def draw_seed(seed: int, task: str, index: int, number: int) -> int:
 
 def hash_examples(task: Task, max_examples: int | None) -> str:
     """SHA-256 of the examples that `evaluate_chat` looks at."""
-    digest = hashlib.sha256()
-    for index in spread_indices(task.num_examples(), max_examples):
-        digest.update(json.dumps(dump_conversation(task.example(index)), sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()
+    return hash_conversations(task.example(index) for index in spread_indices(task.num_examples(), max_examples))
 
 
 def _pick_samples(samples: list[AnswerSample], limit: int) -> tuple[AnswerSample, ...]:

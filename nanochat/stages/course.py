@@ -43,12 +43,12 @@ from nanochat.training.tracking import start_tracking
 
 
 class Source(Protocol):
-    """What a stage learns from; it can say where it stands."""
+    """What a stage learns from; it can say where it stands. changed: what is not as it was for a cursor, in words."""
 
     def cursor(self) -> dict: ...
     def close(self) -> None: ...
 
-    resumed_exactly: bool
+    changed: str
 
 
 class Loader(Source, Protocol):
@@ -125,8 +125,8 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     state.best = world.ask_main(lambda: min(metrics.values("val_bpb").values(), default=None))
     course.begin(model, state)
     loader = course.open_loader(state.cursor)
-    if not loader.resumed_exactly:
-        display.say("the data changed: it goes on at about the same place, not exactly")
+    if loader.changed:
+        display.say(f"{loader.changed}: training continues at about the same place of its epoch, not exactly there")
     loss, compiled = compile_loss(job, model, display, course.uncompiled)
     announce(job, course, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)

@@ -40,6 +40,7 @@ def run_finetune(
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
     conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed, folder=job.workspace.tasks)
+    data_hash = conversations.content_hash()
     job = fit_batch(job, stage, config, display)
     plan = sketch_finetune(job.settings, stage, world.world_size, config)
     rows = plan.device_batch_size
@@ -55,6 +56,7 @@ def run_finetune(
             rank=world.rank,
             world_size=world.world_size,
             cursor=cursor,
+            data_hash=data_hash,
         )
 
     with open_loader() as probe:
@@ -74,7 +76,7 @@ def run_finetune(
                 f"of {counts.total:,} conversations {counts.dropped:,} were dropped, {counts.truncated:,} truncated: "
                 f"longer than the context of {config.context}"
             )
-        return {"conversations": len(conversations), "counts": asdict(counts)}
+        return {"conversations": len(conversations), "counts": asdict(counts), "mixture_hash": data_hash}
 
     course = Course(
         stage=stage,

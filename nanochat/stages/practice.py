@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.data.batch import WeightedBatch
+from nanochat.data.cursor import HASH, name_changes
 from nanochat.data.policy import PolicyRow, build_policy_batches, compute_advantages
 from nanochat.evals.rollouts import Group, SamplingPlan, sample_groups
 from nanochat.model.gpt import GPT
@@ -51,8 +52,6 @@ class Practice:
     Collective: every rank calls `take`.
     """
 
-    resumed_exactly = True
-
     def __init__(
         self,
         job: Job,
@@ -69,16 +68,19 @@ class Practice:
         self.model: GPT | None = None
         self.step, self.without_signal = 0, 0
         self.facts: dict[str, Any] = {}
+        self.changed = ""
+        self._data_hash = task.content_hash()
         self._watch = Watch(settings)
 
     def restore(self, cursor: dict | None) -> "Practice":
         """Go on where `cursor()` was asked."""
         if cursor is not None:
             self.step, self.without_signal = int(cursor["step"]), int(cursor["without_signal"])
+            self.changed = name_changes(cursor, {HASH: self._data_hash}, "the questions are others")
         return self
 
-    def cursor(self) -> dict[str, int]:
-        return {"step": self.step, "without_signal": self.without_signal}
+    def cursor(self) -> dict[str, Any]:
+        return {"step": self.step, "without_signal": self.without_signal, HASH: self._data_hash}
 
     def close(self) -> None:
         """Nothing is open."""

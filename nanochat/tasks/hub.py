@@ -4,6 +4,7 @@ Parquet is read row group by row group, which is slow in any other order than th
 more beside itself in Arrow's format and mapped into memory: any row costs the same, and processes share the pages.
 """
 
+import hashlib
 import os
 import re
 from abc import abstractmethod
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import DataError, MissingError
+from nanochat.manifest import hash_file
 from nanochat.sources import HubSource
 from nanochat.tasks.task import Split, Task
 
@@ -66,6 +68,10 @@ class HubTask(Task):
 
     def num_examples(self) -> int:
         return len(self.rows)
+
+    def source_hash(self) -> str:
+        files = [f"{path.name} {hash_file(path)}" for path in self.rows.paths]
+        return hashlib.sha256("\n".join([self.name, *files]).encode()).hexdigest()
 
     @abstractmethod
     def read_row(self, row: dict[str, Any]) -> Any:

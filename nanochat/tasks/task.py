@@ -1,11 +1,12 @@
 """Tasks: numbered conversations with a grader, and the ways to slice and mix them. Knows neither tokens nor models."""
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from nanochat.conversation import Conversation
+from nanochat.conversation import Conversation, hash_conversations
 
 EvalType = Literal["generative", "categorical"]
 Split = Literal["train", "test"]
@@ -42,6 +43,17 @@ class Task(ABC):
     def letters(self, index: int) -> Sequence[str]:
         """The choices of a categorical example."""
         return ("A", "B", "C", "D")
+
+    def source_hash(self) -> str | None:
+        """SHA-256 of the files that the examples come from, if hashing those is cheaper than hashing each example."""
+        return None
+
+    def content_hash(self) -> str:
+        """SHA-256 of what the examples are, in their order: with one hash two tasks teach the same.
+
+        It goes through all examples (30 us each) unless the task has a `source_hash`.
+        """
+        return self.source_hash() or hash_conversations(self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
         return self.num_examples()
@@ -82,6 +94,10 @@ class TaskSlice(Task):
     def letters(self, index: int) -> Sequence[str]:
         return self.task.letters(self._indices[index])
 
+    def source_hash(self) -> str | None:
+        source = self.task.source_hash()
+        return source and _hash_lines(source, str(self._indices))
+
 
 class TaskSequence(Task):
     """Tasks one after the other, in order; a task that stands twice is seen twice."""
@@ -103,6 +119,10 @@ class TaskSequence(Task):
         """None: a conversation does not say which task it came from; grade with that task."""
         return None
 
+    def content_hash(self) -> str:
+        hashes = {task: task.content_hash() for task in dict.fromkeys(self.tasks)}  # a repeated task is hashed once
+        return _hash_lines(*(hashes[task] for task in self.tasks))
+
 
 class TaskMixture(TaskSequence):
     """Tasks interleaved by one fixed shuffle of all their examples; a task that stands twice is seen twice."""
@@ -111,4 +131,12 @@ class TaskMixture(TaskSequence):
 
     def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
         super().__init__(tasks)
-        random.Random(f"mixture/{seed}").shuffle(self._places)
+        self._order = f"mixture/{seed}"
+        random.Random(self._order).shuffle(self._places)
+
+    def content_hash(self) -> str:
+        return _hash_lines(self._order, super().content_hash())
+
+
+def _hash_lines(*lines: str) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

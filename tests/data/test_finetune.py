@@ -80,7 +80,7 @@ def test_resume_continues_bit_for_bit(stop: int) -> None:
             pass
         cursor = json.loads(json.dumps(loader.cursor()))
     with build(**options, cursor=cursor) as loader:
-        assert loader.resumed_exactly and loader.cursor() == cursor
+        assert not loader.changed and loader.cursor() == cursor
         rest = [torch.stack(tuple(batch)) for batch in islice(loader, 30)]
         assert loader.counts == counts
     assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=True))
@@ -104,7 +104,7 @@ def read_steps(world_sizes: list[int]) -> list[str]:
         said, cursors = [], []
         for rank in range(world_size):
             with build(rows=12 // world_size, rank=rank, world_size=world_size, cursor=cursor) as loader:
-                assert loader.resumed_exactly
+                assert not loader.changed
                 batch = next(loader)
                 cursors.append(json.loads(json.dumps(loader.cursor())))
             said += [TOKENIZER.decode([t for t in row if t >= 0]) for row in batch.targets.tolist()]
@@ -190,8 +190,21 @@ def test_other_conversations_resume_at_about_the_same_place_and_say_so() -> None
         next(loader)
         cursor = loader.cursor()
     with build(TALKS * 2, cursor=cursor) as loader:
-        assert not loader.resumed_exactly and loader.epoch == cursor["epoch"]
+        assert loader.changed and loader.epoch == cursor["epoch"]
         next(loader)
+
+
+def test_other_conversations_of_the_same_number_are_not_taken_for_the_same() -> None:
+    with build() as loader:
+        next(loader)
+        cursor = json.loads(json.dumps(loader.cursor()))
+    edited = [*TALKS[:-1], talk(89, 4)]
+    with build(edited, cursor=cursor) as loader:
+        assert loader.changed == "the conversations are others"
+    with build(cursor={key: value for key, value in cursor.items() if key != "data_hash"}) as loader:
+        assert not loader.changed  # saved by an older version: the numbers decide
+    with build(cursor=cursor, overlong="drop") as loader:
+        assert loader.changed == "overlong was truncate, now drop"
 
 
 @pytest.mark.parametrize("cursor", [{}, {"version": 1}, {"version": 2, "epoch": "x"}])

@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 from itertools import islice
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_resume_continues_bit_for_bit(dataset: Path, stop: int) -> None:
         cursor = json.loads(json.dumps(loader.cursor()))
         epoch = loader.epoch
     with build(cursor) as loader:
-        assert loader.resumed_exactly and loader.epoch == epoch and loader.cursor() == cursor
+        assert not loader.changed and loader.epoch == epoch and loader.cursor() == cursor
         rest = [torch.stack(tuple(batch)) for batch in islice(loader, 30)]
     assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=True))
 
@@ -80,7 +81,7 @@ def read_steps(dataset: Path, world_sizes: list[int], rows_a_step: int = 12) -> 
         for rank in range(world_size):
             options = {"rank": rank, "world_size": world_size, "cursor": cursor}
             with PretrainLoader(dataset, "train", ByteTokenizer(), rows_a_step // world_size, 32, **options) as loader:
-                assert loader.resumed_exactly
+                assert not loader.changed
                 batch = next(loader)
                 cursors.append(json.loads(json.dumps(loader.cursor())))
             rows |= set(map(tuple, torch.cat((batch.ids, batch.targets[:, -1:]), dim=1).tolist()))
@@ -174,7 +175,7 @@ def test_any_lap_is_resumed_bit_for_bit(books: Path, monkeypatch: pytest.MonkeyP
             cursor = json.loads(json.dumps(loader.cursor()))
         laps.add(cursor["lap"])
         with build(cursor) as loader:
-            assert loader.resumed_exactly and loader.cursor() == cursor
+            assert not loader.changed and loader.cursor() == cursor
             rest = [torch.stack(tuple(batch)) for batch in islice(loader, 400)]
         assert all(torch.equal(a, b) for a, b in zip(whole[stop:], rest, strict=False))
     assert cursor["epoch"] == 2 and cursor["opening"] and len(laps) > 3
@@ -212,15 +213,15 @@ def test_cropped_rows_drop_the_ends_of_long_documents_and_resume_exactly(books: 
             pass
         cursor = json.loads(json.dumps(loader.cursor()))
     with build(cursor) as loader:
-        assert loader.resumed_exactly and [next(loader).ids.tolist() for _ in range(19)] == whole[11:]
+        assert not loader.changed and [next(loader).ids.tolist() for _ in range(19)] == whole[11:]
     with build(cursor, "cut") as loader:
-        assert not loader.resumed_exactly
+        assert loader.changed
 
 
 def test_a_cursor_from_before_there_were_laps_goes_on_without_them(books: Path) -> None:
     old = {"version": 2, "groups": 6, "row_tokens": 33, "epoch": 0, "position": 2, "row": 5, "carry": [[256, 33]]}
     with PretrainLoader(books, "train", ByteTokenizer(), 1, 32, cursor={**old, "tokens_in_epoch": 700}) as loader:
-        assert loader.resumed_exactly
+        assert not loader.changed
         next(loader)
         assert loader.cursor() == {**loader.cursor(), "num_laps": 1, "position": 2, "row": 6, "carry": [[256, 33]]}
 
@@ -237,7 +238,7 @@ def test_other_data_resumes_at_about_the_same_share_of_the_epoch(
     write_shards(tmp_path / "more", LONG, "train", group_documents=2)
     monkeypatch.setattr(pretrain, "STRETCH_BYTES", stretch_bytes)
     with PretrainLoader(tmp_path / "more", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
-        assert not loader.resumed_exactly and loader.epoch == 0
+        assert loader.changed and loader.epoch == 0
         assert loader.cursor()["share"] == pytest.approx(cursor["share"], abs=0.02)
 
 
@@ -283,8 +284,28 @@ def test_other_data_resumes_at_about_the_same_place_and_says_so(dataset: Path, t
         cursor = loader.cursor()
     write_shards(tmp_path / "more", TEXTS * 2, "train", group_documents=10)
     with PretrainLoader(tmp_path / "more", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
-        assert not loader.resumed_exactly
+        assert loader.changed
         assert loader.epoch == cursor["epoch"] and loader.cursor()["position"] == 2 * cursor["position"] > 0
+
+
+def test_other_text_of_the_same_counts_is_not_taken_for_the_same(dataset: Path, tmp_path: Path) -> None:
+    with PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32) as loader:
+        next(loader)
+        cursor = json.loads(json.dumps(loader.cursor()))
+    write_shards(tmp_path / "other", [text[::-1] for text in TEXTS], "train", group_documents=10)
+    with PretrainLoader(tmp_path / "other", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
+        assert loader.changed == "the training text is another one" and loader.cursor()["row"] == 0
+        assert loader.cursor() | {"data_hash": 0} == cursor | {"data_hash": 0, "row": 0, "carry": [], "opening": []}
+    del cursor["data_hash"]  # as an older version saved it: counts decide
+    with PretrainLoader(tmp_path / "other", "train", ByteTokenizer(), 1, 32, cursor=cursor) as loader:
+        assert not loader.changed
+
+
+def test_a_shard_of_another_size_than_its_manifest_says_is_refused(dataset: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "other", ["one text"], "train")
+    shutil.copy(tmp_path / "other" / "shard_00000.parquet", dataset / "shard_00000.parquet")
+    with pytest.raises(DataError, match=r"shard_00000.parquet has [\d,]+ bytes, shards.json says [\d,]+"):
+        PretrainLoader(dataset, "train", ByteTokenizer(), 1, 32)
 
 
 def test_errors_of_the_thread_reach_the_caller(dataset: Path) -> None:

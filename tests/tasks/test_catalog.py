@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -118,6 +119,23 @@ def test_a_bad_line_is_named(tmp_path: Path, data: bytes, said: str) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=said):
         build_task(f"custom:{path}")
+
+
+def test_the_hash_of_a_mixture_is_that_of_what_it_teaches(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    lines = [LINE.replace('"b"', json.dumps(f"answer {number}")) for number in range(9)]
+    path.write_text("".join(lines))
+
+    def hash_mixture(*specs: str, seed: int = 42) -> str:
+        return build_mixture(specs, seed=seed).content_hash()
+
+    specs = ("letters:30", f"custom:{path}*2")
+    whole, part = hash_mixture(*specs), hash_mixture(f"custom:{path}:5")
+    assert whole == hash_mixture(*specs)
+    others = [hash_mixture("letters:31", specs[1]), hash_mixture(specs[0], f"custom:{path}")]
+    assert whole not in [*others, hash_mixture(*specs, seed=43)]
+    path.write_text("".join([*lines[:-1], lines[0]]))  # as many lines
+    assert whole != hash_mixture(*specs) and part == hash_mixture(f"custom:{path}:5")
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

@@ -138,3 +138,16 @@ def test_each_task_of_the_hub_says_how_to_get_it(tmp_path: Path, name: str) -> N
     else:
         with pytest.raises(UsageError, match="no 'train' split"):
             build_mixture(["letters:3", f"{name}:5"], folder=tmp_path)
+
+
+def test_the_hash_of_a_task_is_that_of_its_files(tmp_path: Path) -> None:
+    def write_rows(words: list[str]) -> str:
+        messages = [[{"role": "user", "content": word}, {"role": "assistant", "content": word}] for word in words]
+        source = TASK_SOURCES["smoltalk"]
+        name = source.pattern("train").replace("*", "00000-of-00001")
+        write(tmp_path / source.repo / name, {"messages": messages})
+        return build_task("smoltalk", folder=tmp_path).content_hash()
+
+    first = write_rows(["a", "b", "c"])
+    part = build_task("smoltalk", "train", 2, folder=tmp_path).content_hash()
+    assert first != part and first != write_rows(["a", "b", "d"]) and first == write_rows(["a", "b", "c"])
