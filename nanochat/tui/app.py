@@ -135,30 +135,31 @@ class ChatApp(ThreadApp):
 
     @on(PromptArea.Submitted)
     async def ask(self, event: PromptArea.Submitted) -> None:
-        text = event.text.strip()
-        if not text or self._refuse_while_busy():
-            return
+        text, is_taken = event.text.strip(), False
         try:
-            command = None if self._editing else parse_command(text)
-            if command is not None and command[0] == "help":
-                self.prompt.clear()
-                self.action_help()
-            elif command is not None:
-                self.prompt.clear()
-                await self._follow(run_command(self.recorder, *command, self.models))
-            elif self._editing:
-                turn = len(self.session.history.messages) // 2 - 1
-                self._end_editing()
-                self.prompt.clear()
-                await self._start(self.recorder.edit(turn, text), turn, text)
-            elif await self._catch_up():
-                self.notify("Nothing was sent: look at what is there now, then send again.")
-            else:
-                self.prompt.clear()
-                turn = len(self.session.history.messages) // 2
-                await self._start(self.recorder.send(as_text(text)), turn, as_text(text))
+            is_taken = not text or (not self._refuse_while_busy() and await self._take_line(text))
         except NanochatError as error:
             await self.transcript.note(explain(error), "error")
+        if not is_taken:
+            self.prompt.give_back(event.text)
+
+    async def _take_line(self, text: str) -> bool:
+        """Do what a command says, or answer a question; whether it was done. Raises NanochatError."""
+        turn = len(self.session.history.messages) // 2
+        if self._editing:
+            self._end_editing()
+            await self._start(self.recorder.edit(turn - 1, text), turn - 1, text)
+        elif (command := parse_command(text)) is not None:
+            if command[0] == "help":
+                self.action_help()
+            else:
+                await self._follow(run_command(self.recorder, *command, self.models))
+        elif await self._catch_up():
+            self.notify("Nothing was sent: look at what is there now, then send again.")
+            return False
+        else:
+            await self._start(self.recorder.send(as_text(text)), turn, as_text(text))
+        return True
 
     async def action_regenerate(self) -> None:
         if self._refuse_while_busy():
@@ -338,7 +339,7 @@ class ChatApp(ThreadApp):
             await self.action_quit()
             return
         if outcome.draft is not None:
-            self.prompt.fill(outcome.draft)
+            self.prompt.give_back(outcome.draft)
             await self.action_editor()
         if outcome.theme is not None:
             await self._choose_theme(outcome.theme)
@@ -392,8 +393,7 @@ class ChatApp(ThreadApp):
         await self.transcript.end_answer()
         if event.error and self.session.finish is None:  # refused: the conversation is as it was
             await self._show_all()
-            if not self.prompt.text:
-                self.prompt.fill(self._asked)
+            self.prompt.give_back(self._asked)
         if self.session.finish == "cancelled" and not event.error:
             await self.transcript.note("Stopped.")
         if self.session.notice:

@@ -33,8 +33,15 @@ class PromptArea(TextArea):
         self._offers: list[str] = []  # which Tab goes through
 
     def submit(self) -> None:
-        self.last = self.text.strip() or self.last
-        self.post_message(self.Submitted(self.text))
+        """Take the text out at once: letters that wait behind this key belong to the next one."""
+        text = self.text
+        self.last = text.strip() or self.last
+        self.clear()
+        self.post_message(self.Submitted(text))
+
+    def give_back(self, text: str) -> None:
+        """Show a text again that was not taken, before what was typed since."""
+        self.fill("\n".join(filter(None, (text, self.text))))
 
     def break_line(self) -> None:
         self.insert("\n")

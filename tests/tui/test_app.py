@@ -97,6 +97,38 @@ async def test_escape_stops_the_answer_and_keeps_its_beginning() -> None:
         assert transcript(app)[-1] == ("answer", "second")
 
 
+async def type_at_once(app: ChatApp, pilot, keys: str, prompt: str, last: tuple[str, str]) -> None:
+    """All keys before any of them is looked at, as a terminal hands them over; wait for what must become of them."""
+    for key in keys:
+        app.post_message(events.Key("enter", None) if key == "\n" else events.Key(key, key))
+    for _ in range(2000):
+        await pilot.pause(0.01)
+        if app.query_one(PromptArea).text == prompt and transcript(app)[-1:] == [last] and not app.is_answering:
+            return
+    assert (app.query_one(PromptArea).text, transcript(app)[-1:]) == (prompt, [last])
+
+
+async def test_what_is_typed_behind_enter_belongs_to_the_next_question() -> None:
+    app = app_of(["first"], ["second"])
+    async with app.run_test() as pilot:
+        await type_at_once(app, pilot, "one\ntwo", "two", ("answer", "first"))
+        # The second Enter comes while the answer is on its way.
+        await type_at_once(app, pilot, "!\nthree\nfour", "three\nfour", ("answer", "second"))
+        assert [text for kind, text in transcript(app) if kind == "UserTurn"] == ["one", "two!"]
+        app.query_one(PromptArea).clear()
+        said = ("Note", "there is no /agin; did you mean /again? (//agin sends it as text)")
+        await type_at_once(app, pilot, "/agin\nx", "/agin\nx", said)  # so that it can be mended
+        app.query_one(PromptArea).clear()
+        await type_at_once(app, pilot, "/new\nnext", "next", ("Note", "New conversation."))
+
+
+async def test_a_question_that_was_refused_comes_back_before_what_was_typed_since() -> None:
+    app = app_of(["ok"], context=60)
+    async with app.run_test() as pilot:
+        said = "the message takes 104 tokens with its markers; the context is 60 (send a shorter message)"
+        await type_at_once(app, pilot, "x" * 100 + "\nmore", "x" * 100 + "\nmore", ("Note", said))
+
+
 async def test_ctrl_r_replaces_the_answer() -> None:
     app = app_of(["first"], ["second"])
     async with app.run_test() as pilot:

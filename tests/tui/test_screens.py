@@ -149,6 +149,7 @@ async def test_commands_work_and_mistyped_ones_are_guessed(store: ChatStore) -> 
         assert notes(app)[-1].endswith("Letters")
         await say(app, pilot, "/open zzz")
         assert "there is no conversation 'zzz'" in notes(app)[-1]
+        app.query_one(PromptArea).clear()
         await say(app, pilot, "/new", "/open latest")
         assert texts(app) == ["b  (2/2)", "three"]
 
