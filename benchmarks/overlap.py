@@ -27,6 +27,7 @@ from nanochat.model import sharding
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
+from nanochat.ranks import Rank
 from nanochat.runtime import name_device, open_world, pick_device, use_all_cores
 
 COLLECTIVES = ("reduce_scatter_tensor", "all_gather_into_tensor")
@@ -77,10 +78,11 @@ def take_step(model: GPT, optimizer: MuonAdamW, ids: torch.Tensor) -> None:
 
 
 def measure_rank(rank: int, args: argparse.Namespace, out: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": args.port}
-    os.environ |= {"WORLD_SIZE": str(args.ranks), "LOCAL_WORLD_SIZE": str(args.ranks)}
-    world = open_world(pick_device("cuda" if torch.cuda.device_count() >= args.ranks else "cpu"))
-    use_all_cores()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}  # PyTorch reads them itself
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": args.port}
+    own = Rank(rank, rank, args.ranks, args.ranks, is_managed=True)
+    world = open_world(pick_device("cuda" if torch.cuda.device_count() >= args.ranks else "cpu"), own)
+    use_all_cores(own)
     if args.bucket_bytes:
         sharding.BUCKET_BYTES = args.bucket_bytes
     for name in COLLECTIVES:

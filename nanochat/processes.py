@@ -1,4 +1,7 @@
-"""Processes of this machine: whether one lives, and the wish to end with one's parent. Standard library only."""
+"""Processes of this machine: how one of ours is started, whether one lives, and the wish to end with one's parent.
+
+Standard library only.
+"""
 
 import contextlib
 import ctypes
@@ -8,6 +11,16 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+START = str(Path(__file__).with_name("start.py").absolute())
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module of this environment, whatever lies where it is typed (start.py).
+
+    >>> module_command("torch.distributed.run", "--standalone")[2:]
+    ['torch.distributed.run', '--standalone']
+    """
+    return [sys.executable, START, module, *arguments]
 
 
 def is_running(pid: int) -> bool:

@@ -19,6 +19,19 @@ from nanochat.processes import is_running
 
 Status = Literal["running", "done", "stopped", "failed"]
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""By which torchrun tells a process which rank it is. Schedulers leave some of them in the environment, too."""
+LAUNCH_VARIABLES = (
+    *RANK_VARIABLES,
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_NAME",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+)
+LAUNCH_PREFIXES = ("TORCHELASTIC_", "PET_")
+"""The rest of what torchrun gives its processes, and (PET_) what it reads where an option is not given."""
+
 
 @dataclass(frozen=True)
 class RankMark:
@@ -111,6 +124,49 @@ def is_lost_peer(error: BaseException | None) -> bool:
     text = str(error).lower()
     signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which process of a launch this is, before a World is open. is_managed: torchrun started it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    is_managed: bool = False
+
+
+def read_rank(environ: Mapping[str, str]) -> Rank:
+    """Which rank torchrun started this process as; alone where its variables are not all there and fit each other.
+
+    What a scheduler or an outer program has left is some of them, or another's.
+
+    >>> read_rank({"RANK": "1", "WORLD_SIZE": "2"})
+    Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, is_managed=False)
+    """
+    if not all(environ.get(name) for name in (*RANK_VARIABLES, "TORCHELASTIC_RUN_ID")):
+        return Rank()
+    try:
+        rank, local_rank, world_size, local_world_size = (int(environ[name]) for name in RANK_VARIABLES[:4])
+    except ValueError:
+        return Rank()
+    if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
+        return Rank()
+    return Rank(rank, local_rank, world_size, local_world_size, is_managed=True)
+
+
+def drop_rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is no rank, or of a torchrun that our own options tell everything.
+
+    >>> drop_rank_variables({"RANK": "x", "PET_NNODES": "4", "HOME": "/h"})
+    {'HOME': '/h'}
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in LAUNCH_VARIABLES and not name.startswith(LAUNCH_PREFIXES)
+    }
 
 
 def log_path(folder: Path, rank: int) -> Path:

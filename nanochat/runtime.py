@@ -19,8 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import NanochatError, UsageError
+from nanochat.ranks import Rank
 
 T = TypeVar("T")
+ALONE = Rank()
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -48,6 +50,7 @@ class World:
     local_rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -238,36 +241,20 @@ def any_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def use_all_cores() -> int:
-    """Give torch this process's share of the cores (OMP_NUM_THREADS wins where set); returns the threads."""
-    if "OMP_NUM_THREADS" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
+def use_all_cores(rank: Rank = ALONE) -> int:
+    """Give torch this process's share of the cores; returns the threads.
+
+    OMP_NUM_THREADS wins where set; torchrun sets it to 1 by itself, so that it says nothing there.
+    """
+    if "OMP_NUM_THREADS" not in os.environ or rank.is_managed:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, cores // rank.local_world_size))
     return torch.get_num_threads()
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Which process of a launch this is, before a World is open. is_managed: torchrun started it."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-    is_managed: bool = False
 
 
 def read_environ() -> dict[str, str]:
     """A copy of the environment, for a child process to start from."""
     return dict(os.environ)
-
-
-def read_rank() -> Rank:
-    """What torchrun has put into the environment; alone without it."""
-    numbers = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)
-    return Rank(*numbers, is_managed="TORCHELASTIC_RUN_ID" in os.environ)
-
-
-_RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def redirect_output(path: Path) -> None:
@@ -291,27 +278,24 @@ def open_terminal(path: str) -> TextIO | None:
 MOST_SECONDS = 1e7  # torch keeps a timeout in nanoseconds of 64 bits
 
 
-def open_world(device: torch.device, hang_seconds: float = 600) -> World:
+def open_world(device: torch.device, rank: Rank = ALONE, hang_seconds: float = 600) -> World:
     """Join the processes that torchrun started, or be alone. Collective: every rank calls this.
 
     hang_seconds: after so long the ranks that are waited for are named (stages/watch.py). torch's own limit for a
     collective, which names nobody and aborts, comes later.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if rank.world_size == 1:
         return World(device=device)
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     timeout = timedelta(seconds=min(max(2 * hang_seconds, hang_seconds + 600), MOST_SECONDS))
     if device.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        if rank.local_rank >= torch.cuda.device_count():
             raise UsageError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', world_size)} processes on {torch.cuda.device_count()} GPUs: "
-                "each process needs its own",
+                f"{rank.local_world_size} processes on {torch.cuda.device_count()} GPUs: each process needs its own",
                 "nanochat doctor",
             )
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", rank.local_rank)
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=timeout)
-    return World(rank, local_rank, world_size, device)
+    return World(rank.rank, rank.local_rank, rank.world_size, device, rank.local_world_size)

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,9 +15,10 @@ from pathlib import Path
 
 from nanochat.cli.cluster import Cluster, find_interface, find_local_address
 from nanochat.cli.torchrun import Launch, name_terminal, run_ranks, torchrun_command
-from nanochat.errors import CapacityError, StoppedError, UsageError
+from nanochat.errors import CapacityError, InterruptError, StoppedError, UsageError
 from nanochat.paths import RunPaths
-from nanochat.processes import end_with_parent
+from nanochat.processes import end_with_parent, module_command
+from nanochat.ranks import RANK_VARIABLES, drop_rank_variables
 
 ALONE = Cluster()
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
@@ -37,6 +37,7 @@ SPIN = {"GOMP_SPINCOUNT": "1000"}
 second program on the same cores slows both far below a half: two demo runs on two cores had 5,900 tokens/s each instead
 of the 22,800 of one alone, and with this 11,300. A run that is alone loses 2 to 7 % by it."""
 
+LAST_INTERRUPT = 3
 GRACE_SECONDS = 40.0
 """From SIGTERM to SIGKILL: torchrun, whose workers have sessions of their own, kills them after 30 s."""
 
@@ -82,47 +83,69 @@ def stage_command(
 ) -> list[str]:
     """The command line of a stage's worker, under torchrun where there are several processes.
 
-    >>> stage_command("base", Path("s.json"))[1:]
-    ['-m', 'nanochat.stages', 'base', 's.json']
+    >>> stage_command("base", Path("s.json"))[2:]
+    ['nanochat.stages', 'base', 's.json']
     """
-    worker = ["-m", "nanochat.stages", stage, str(settings), *options]
+    command = module_command("nanochat.stages", stage, str(settings), *options)
     if cluster.is_alone:
-        return [sys.executable, *worker]
-    return torchrun_command(worker, cluster, f"{settings.absolute().parent.name}-{stage}", local_address)
+        return command
+    return torchrun_command(command[1:], cluster, f"{settings.absolute().parent.name}-{stage}", local_address)
 
 
 def bandwidth_command(num_processes: int, device: str, folder: Path) -> list[str]:
     """The command line that measures all-reduce between processes of this machine (stages/bandwidth.py)."""
-    return torchrun_command(["-m", "nanochat.stages.bandwidth", str(folder), device], Cluster(num_processes))
+    worker = module_command("nanochat.stages.bandwidth", str(folder), device)[1:]
+    return torchrun_command(worker, Cluster(num_processes))
 
 
 def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool = True) -> dict[str, str]:
-    """The environment of a child: offline and colours carried over, and no module of the current folder imported."""
+    """The environment of a child: offline and colours carried over, and nothing that makes it a rank of another launch.
+
+    Nor what lets modules of the current folder in: an empty part of PYTHONPATH means that folder.
+    """
     spin = SPIN if "OMP_WAIT_POLICY" not in environ else {}
-    values = {"GLIBC_TUNABLES": MALLOC, **KERNEL_CACHES, **spin, **environ}
+    values = {"GLIBC_TUNABLES": MALLOC, **KERNEL_CACHES, **spin, **drop_rank_variables(environ)}
     if offline:
         values |= dict.fromkeys(OFFLINE_VARIABLES, "1")
     if not color:
         values["NO_COLOR"] = "1"
-    root = Path(__file__).parents[2]
-    if "site-packages" not in root.parts:
-        values["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), values.get("PYTHONPATH", ""))))
-    values["PYTHONSAFEPATH"] = "1"
+    if "PYTHONPATH" in values:
+        values["PYTHONPATH"] = os.pathsep.join(filter(None, values["PYTHONPATH"].split(os.pathsep)))
+    values["PYTHONSAFEPATH"] = "1"  # for the processes that libraries start
     return values
 
 
-def run_child(command: Sequence[str], environ: Mapping[str, str] | None = None, launch: Launch | None = None) -> int:
+def run_child(
+    command: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    launch: Launch | None = None,
+    resume: str = "nanochat resume",
+) -> int:
     """Run a command to its end and return its exit code; 128 + the signal where one ended it.
 
-    Ctrl-C reaches the child through the terminal, other requests to stop are handed on: the child saves and stops.
-    launch: notes that there was one. Raises CapacityError where the system killed it.
+    Ctrl-C reaches the child through the terminal, other requests to stop are handed on: the child saves and stops. The
+    second Ctrl-C makes it leave at once; one that still lives at the third, stuck in a library, is killed.
+    launch: notes that there was a request. resume: the command that continues. Raises CapacityError where the system
+    killed the child, and InterruptError where we did.
     """
     launch = launch or Launch()
     process = subprocess.Popen(
         command, env=dict(environ) if environ is not None else None, preexec_fn=partial(end_with_parent, os.getpid())
     )
-    with _handing_on(process, launch):
+    came: list[int] = []
+
+    def hand_on(number: int, _frame: object) -> None:
+        launch.is_stopping = True
+        came.append(number)
+        if number != signal.SIGINT:  # Ctrl-C reaches the child through the terminal
+            process.send_signal(number)
+        elif came.count(number) >= LAST_INTERRUPT:
+            process.kill()
+
+    with _catching(hand_on):
         code = process.wait()
+    if code == -signal.SIGKILL and came.count(signal.SIGINT) >= LAST_INTERRUPT:
+        raise InterruptError("the worker did not hear Ctrl-C and was killed; what it had saved is kept", resume)
     if code == -signal.SIGKILL:
         raise CapacityError(
             "the system killed the worker, most likely because memory ran out",
@@ -178,11 +201,13 @@ def launch_stage(
     next; a request to stop that came too late for this stage raises StoppedError before that.
     """
     environ = child_environ(os.environ, offline, color)
+    if left := [name for name in RANK_VARIABLES if name in os.environ]:
+        say(f"{', '.join(left)} of the environment: ignored, --gpus and --nodes say how many processes there are")
     run = RunPaths(settings.absolute().parent)
     resume = shlex.join(["nanochat", *(again or ("resume", run.name)), *cluster.options()])
     options, launch = [*options, "--resume", resume], Launch()
     if cluster.is_alone:
-        code = run_child(stage_command(stage, settings, cluster, options), environ, launch)
+        code = run_child(stage_command(stage, settings, cluster, options), environ, launch, resume)
     else:
         code = _launch_ranks(stage, run, cluster, options, environ, resume, say, launch)
     if not code and following and launch.is_stopping:
@@ -213,23 +238,13 @@ def _launch_ranks(
 
 
 def _end_session(process: subprocess.Popen) -> None:
+    """End a session in order; another Ctrl-C, which it does not hear either, ends the patience."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.wait(seconds)
-
-
-@contextmanager
-def _handing_on(process: subprocess.Popen, launch: Launch) -> Iterator[None]:
-    def hand_on(number: int, _frame: object) -> None:
-        launch.is_stopping = True
-        if number != signal.SIGINT:  # Ctrl-C reaches the child through the terminal
-            process.send_signal(number)
-
-    with _catching(hand_on):
-        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from types import FrameType
 
 from nanochat.cli.cluster import Cluster
 from nanochat.errors import InterruptError, StoppedError
-from nanochat.processes import end_with_parent, is_running, send_signal
+from nanochat.processes import end_with_parent, is_running, module_command, send_signal
 from nanochat.ranks import (
     RankError,
     RankMark,
@@ -50,12 +50,12 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 def torchrun_command(worker: Sequence[str], cluster: Cluster, name: str = "", local_address: str = "") -> list[str]:
-    """The command line that starts this node's ranks. worker: `-m module arguments`. name: of the job, on all nodes.
+    """The command line that starts this node's ranks. worker: `script arguments`. name: of the job, on all nodes.
 
-    >>> torchrun_command(["-m", "m"], Cluster(gpus=2))[1:]
-    ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--max-restarts=0', '-m', 'm']
+    >>> torchrun_command(["m.py"], Cluster(gpus=2))[2:]
+    ['torch.distributed.run', '--standalone', '--nproc-per-node=2', '--max-restarts=0', 'm.py']
     """
-    command = [sys.executable, "-m", "torch.distributed.run"]
+    command = module_command("torch.distributed.run")
     if cluster.nodes == 1:
         command += ["--standalone"]
     else:

@@ -1,6 +1,7 @@
 """`nanochat train base | mid | sft | rl`."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def start(
     flags = (*options, *(["--quiet"] if invocation.quiet else []), *(["--debug"] if invocation.debug else []))
 
     def launch(_written: Target) -> int:
-        shown = " ".join(stage_command(stage, target.run.settings, cluster, flags))
+        shown = shlex.join(stage_command(stage, target.run.settings, cluster, flags))
         if invocation.dry_run:
             invocation.console.show(shown)
             return 0

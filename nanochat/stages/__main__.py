@@ -1,4 +1,4 @@
-"""The worker: `python -m nanochat.stages STAGE <home>/runs/<run>/settings.json`, alone or under torchrun.
+"""The worker: `nanochat.stages STAGE <home>/runs/<run>/settings.json`, alone or under torchrun.
 
 Runs one stage to its result and turns what went wrong into a sentence and an exit code.
 """
@@ -18,16 +18,15 @@ from nanochat.disk import FAILING, name_error
 from nanochat.errors import NanochatError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.processes import end_with_parent
-from nanochat.ranks import log_path
+from nanochat.ranks import Rank, log_path, read_rank
 from nanochat.runtime import (
-    Rank,
     open_terminal,
     open_world,
     pick_device,
     pick_dtype,
     prepare_compile,
     prepare_determinism,
-    read_rank,
+    read_environ,
     redirect_output,
     use_all_cores,
 )
@@ -50,15 +49,18 @@ RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code. A process that torchrun started ends here where the stage fails."""
     options = _build_parser().parse_args(arguments)
-    rank, folder = read_rank(), RunPaths(options.settings.absolute().parent).logs(options.stage)
+    rank, folder = read_rank(read_environ()), RunPaths(options.settings.absolute().parent).logs(options.stage)
     terminal = None
     if rank.is_managed:
+        if not options.launch:  # not by our launcher, which shows what rank 0 says
+            log = log_path(folder, rank.rank)
+            sys.stderr.write(f"rank {rank.rank} of {rank.world_size}, started by torchrun; its log is {log}\n")
         redirect_output(log_path(folder, rank.rank))
         terminal = open_terminal(options.terminal) if rank.rank == 0 else None
         faulthandler.enable()
     with (
         RankWatch(folder, rank.rank, rank.world_size, rank.is_managed, launch=options.launch) as watch,
-        _open_log(folder, options) as log,
+        _open_log(folder, options, rank) as log,
         Display(
             quiet=options.quiet or (rank.is_managed and terminal is None),
             stream=terminal,
@@ -114,11 +116,11 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
     is_resumable = options.stage in TRAIN_STAGES
     with StopRequests(options.stage, resume, display.say, is_resumable) as stop:
         torch.set_float32_matmul_precision("high")
-        use_all_cores()
+        use_all_cores(rank)
         prepare_compile(workspace.home / "compile")
         if settings.runtime.deterministic:
             prepare_determinism()
-        world = open_world(pick_device(settings.runtime.device), settings.runtime.hang_seconds)
+        world = open_world(pick_device(settings.runtime.device), rank, settings.runtime.hang_seconds)
         watch.join()
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
@@ -145,9 +147,9 @@ def _disk_errors(options: argparse.Namespace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_log(folder: Path, options: argparse.Namespace) -> Iterator[TextIO | None]:
+def _open_log(folder: Path, options: argparse.Namespace, rank: Rank) -> Iterator[TextIO | None]:
     """Where each line goes beside the terminal. Under torchrun that is standard error, which is the rank's log."""
-    if read_rank().is_managed:
+    if rank.is_managed:
         yield sys.stderr
         return
     if not options.settings.is_file() or options.stage == "evaluate":

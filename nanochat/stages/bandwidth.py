@@ -1,6 +1,6 @@
 """The worker of `nanochat doctor --distributed`: does a sum over the ranks come out right, and how fast.
 
-`python -m nanochat.stages.bandwidth FOLDER DEVICE` under torchrun. Each rank leaves `rank_<n>.json` in FOLDER and keeps
+`nanochat.stages.bandwidth FOLDER DEVICE` under torchrun. Each rank leaves `rank_<n>.json` in FOLDER and keeps
 it up to date, so that a rank that hangs is known by how far it came.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from nanochat.processes import end_with_parent
+from nanochat.ranks import read_rank
 from nanochat.runtime import World, open_world, pick_device, read_environ
 
 SIZES = {"cpu": (1 << 20, 64 << 20), "cuda": (1 << 20, 64 << 20, 512 << 20)}
@@ -24,12 +25,12 @@ REPEATS = {"cpu": 5, "cuda": 20}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and leave the report; what goes wrong stands in the report too."""
     folder, wish = sys.argv[1:] if arguments is None else arguments
-    rank = int(read_environ().get("RANK", "0"))
-    path = Path(folder) / f"rank_{rank}.json"
-    report: dict = {"rank": rank, "pid": os.getpid(), "state": "started"}
+    rank = read_rank(read_environ())
+    path = Path(folder) / f"rank_{rank.rank}.json"
+    report: dict = {"rank": rank.rank, "pid": os.getpid(), "state": "started"}
     write_report(path, report)
     try:
-        world = open_world(pick_device(wish))
+        world = open_world(pick_device(wish), rank)
         write_report(path, report := report | {"state": "joined"})
         report["sums"] = [measure_sum(world, size) for size in SIZES[world.device.type]]
         write_report(path, report | {"state": "done"})

@@ -25,7 +25,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
 from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
-from nanochat.runtime import World, deterministic_kernels, name_device, read_rank
+from nanochat.runtime import World, deterministic_kernels, name_device
 from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display
@@ -105,7 +105,7 @@ def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[s
     world.barrier()  # the first collective: what NCCL takes for itself is taken now
     memory = read_memory(world.device)
     if not can_try(world.device):
-        free = world.smallest(memory.free // read_rank().local_world_size)
+        free = world.smallest(memory.free // world.local_world_size)
         few = [rows for rows in candidates if rows * context <= CPU_TOKENS] or candidates[:1]
         rows = choose_rows(few, config, world.world_size, CPU_SHARE * free, **describe_circumstances(job))
         rows = world.smallest(rows)  # what the estimate rests on, such as bf16, may differ from machine to machine

@@ -1,4 +1,4 @@
-"""The tracking process: `python -m nanochat.training.trackers NAME STAGE_FOLDER`, started by tracking.py.
+"""The tracking process: `nanochat.training.trackers NAME STAGE_FOLDER`, started by tracking.py.
 
 Follows the stage's metrics.jsonl and hands each record to one tracker, until stdin ends and the file is read. Loads a
 tracker's package only here. Each start copies the file from its first line; each tracker sees to it that no step

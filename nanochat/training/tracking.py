@@ -9,11 +9,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nanochat.paths import StagePaths
+from nanochat.processes import module_command
+from nanochat.ranks import drop_rank_variables
 from nanochat.runtime import read_environ
 
 CLOSE_SECONDS = 15.0
@@ -70,7 +71,7 @@ def start_tracking(name: str | None, stage: StagePaths, say: Callable[[str], Non
     if name is None:
         return Tracking()
     log = stage.root / "tracking.log"
-    command = [sys.executable, "-m", "nanochat.training.trackers", name, str(stage.root)]
+    command = module_command("nanochat.training.trackers", name, str(stage.root))
     environ = tracker_environ(read_environ(), stage.root)
     try:
         stage.root.mkdir(parents=True, exist_ok=True)
@@ -104,14 +105,11 @@ def tracker_environ(environ: Mapping[str, str], stage: Path) -> dict[str, str]:
         "WANDB_ARTIFACT_DIR": wandb / "artifacts",
         "TRACKIO_DIR": stage.parent / "trackio",
     }
-    values = {name: str(path) for name, path in folders.items()} | dict(environ)
+    values = {name: str(path) for name, path in folders.items()} | drop_rank_variables(environ)
     for name in REMOTE_TRACKIO:
         values.pop(name, None)
     if is_offline(environ):
         values["WANDB_MODE"] = "offline"
-    root = Path(__file__).parents[2]
-    if "site-packages" not in root.parts:  # a checkout whose worker was started in its own folder
-        values["PYTHONPATH"] = os.pathsep.join(filter(None, (values.get("PYTHONPATH", ""), str(root))))
     return values
 
 

@@ -15,6 +15,7 @@ from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
 from nanochat.cli.options import check_utf8, read_utf8
 from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
+from nanochat.processes import START
 from nanochat.settings import Settings
 from tests.cli.conftest import make_run
 from tests.core_bundle import write_bundle
@@ -298,15 +299,15 @@ def test_your_own_text_becomes_a_data_set(nanochat, home) -> None:
 def test_the_worker_is_python_alone_or_under_torchrun() -> None:
     path = Path("/h/runs/r/settings.json")
     assert stage_command("base", path, ALONE, ["--quiet"]) == [
-        *(sys.executable, "-m", "nanochat.stages", "base", "/h/runs/r/settings.json", "--quiet")
+        *(sys.executable, START, "nanochat.stages", "base", "/h/runs/r/settings.json", "--quiet")
     ]
-    worker = ("-m", "nanochat.stages", "base", "/h/runs/r/settings.json")
+    worker = (START, "nanochat.stages", "base", "/h/runs/r/settings.json")
     assert stage_command("base", path, Cluster(gpus=8, max_restarts=3)) == [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "--max-restarts=3"),
+        *(sys.executable, START, "torch.distributed.run", "--standalone", "--nproc-per-node=8", "--max-restarts=3"),
         *worker,
     ]
     assert stage_command("base", path, Cluster(8, 2, 1, "node0:29500"), local_address="10.0.0.2") == [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--node-rank=1", "--rdzv-backend=c10d"),
+        *(sys.executable, START, "torch.distributed.run", "--nnodes=2", "--node-rank=1", "--rdzv-backend=c10d"),
         *("--rdzv-endpoint=node0:29500", "--rdzv-id=r-base", "--rdzv-conf=is_host=0", "--local-addr=10.0.0.2"),
         *("--nproc-per-node=8", "--max-restarts=0", *worker),
     ]

@@ -7,6 +7,7 @@ from nanochat.doctor.distributed import judge_all_reduce
 from nanochat.doctor.examine import examine_machine
 from nanochat.doctor.finding import Finding
 from nanochat.doctor.machine import judge_disk
+from nanochat.processes import START
 
 AGAIN = "nanochat doctor --distributed --gpus 2 --device cpu"
 
@@ -41,7 +42,7 @@ def test_where_to_sum_is_a_question_of_distributed(nanochat) -> None:
 def test_a_dry_run_shows_the_command(nanochat) -> None:
     outcome = nanochat("doctor", "--distributed", "--gpus", "2", "--device", "cpu", "--dry-run")
     assert outcome.code == 0
-    assert "--nproc-per-node=2 --max-restarts=0 -m nanochat.stages.bandwidth FOLDER cpu" in outcome.out
+    assert f"--nproc-per-node=2 --max-restarts=0 {START} nanochat.stages.bandwidth FOLDER cpu" in outcome.out
 
 
 def test_fixes_that_are_our_own_commands_parse(nanochat, tmp_path) -> None:

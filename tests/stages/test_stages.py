@@ -16,6 +16,7 @@ import torch
 
 from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
+from nanochat.processes import module_command
 from nanochat.report.collect import collect_report
 from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
@@ -88,7 +89,7 @@ def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_a_worker_whose_launcher_was_killed_saves_and_stops(start_run: Start) -> None:
     settings = start_run(changes={"base": {"num_steps": 100_000}})
-    worker = [sys.executable, "-m", "nanochat.stages", "base", str(settings)]
+    worker = module_command("nanochat.stages", "base", str(settings))
     launcher = subprocess.Popen(
         [
             sys.executable,
