@@ -5,7 +5,7 @@ Model names are the same everywhere: RUN, RUN/sft, RUN/sft@650, or a directory o
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.errors import MissingError, UsageError
@@ -123,11 +123,21 @@ class ModelPath:
     run: RunPaths | None
     stage: str | None
     step: int | None
+    is_exact: bool = False
+    """Whether this step was asked for, and not only the newest."""
 
     def __str__(self) -> str:
         if self.run is None:
             return str(self.checkpoint)
         return f"{self.run.name}/{self.stage}@{self.step}"
+
+    def find_earlier(self) -> "ModelPath | None":
+        """The checkpoint before this one of the same stage."""
+        if self.run is None or self.stage is None or self.step is None:
+            return None
+        paths = self.run.stage(self.stage)
+        steps = [step for step in paths.steps() if step < self.step]
+        return replace(self, checkpoint=paths.checkpoint(steps[-1]), step=steps[-1]) if steps else None
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ class Workspace:
             raise MissingError(
                 f"{run.name}/{stages[0]} has no step {step}, only {have}", f"nanochat runs show {run.name}"
             )
-        return ModelPath(run.stage(stages[0]).checkpoint(step), run, stages[0], step)
+        return ModelPath(run.stage(stages[0]).checkpoint(step), run, stages[0], step, is_exact=True)
 
 
 def _latest(run: RunPaths, stage: str) -> ModelPath:

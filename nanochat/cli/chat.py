@@ -83,7 +83,7 @@ def chat(
         key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
         session, models = open_remote(invocation, url, key, model, chosen, system)
     else:
-        session = open_local(found, device, chosen, system)
+        session = open_local(found, device, chosen, system, invocation.console.say)
         models = LocalModels(invocation.workspace, device)
     if preferences is None:
         answer_once(invocation, session, prompt or "")

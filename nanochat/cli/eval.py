@@ -139,9 +139,17 @@ def evaluate(
         check_dataset(invocation, target.settings.data.dataset, target.choice)
     check_devices(target.settings.runtime.device, cluster)
     kept = ("--keep-finished",) if resume else ()
-    options = ("--of", f"{found.stage}@{found.step}", "--score", score, *kept, *flags, *override_options(target))
+    of = f"{found.stage}@{found.step}" if found.is_exact else str(found.stage)  # a damaged newest one has a substitute
+    options = ("--of", of, "--score", score, *kept, *flags, *override_options(target))
     overrides_again = [word for item in overrides or [] for word in ("--set", item)]
-    again = ("eval", score, str(found), *flags, *(("--resume",) if score != "bpb" else ()), *overrides_again)
+    again = (
+        "eval",
+        score,
+        f"{found.run.name}/{of}",
+        *flags,
+        *(("--resume",) if score != "bpb" else ()),
+        *overrides_again,
+    )
     unchanged = replace(target, changed={})  # the run's settings stay as they are
     code = start("evaluate", invocation, unchanged, cluster, options, again)
     if code or invocation.dry_run:

@@ -41,7 +41,7 @@ def export_hf(
 
     from nanochat.stages.export import export_hf as write
 
-    export = write(found, folder, getattr(torch, dtype))
+    export = write(found, folder, getattr(torch, dtype), invocation.console.say)
     size = format_size(sum(export.files.values()))
     template = "with" if export.has_chat_template else "a base model, without"
     invocation.console.say(

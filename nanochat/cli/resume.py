@@ -8,7 +8,7 @@ from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command
 from nanochat.cli.run import run_pipeline
-from nanochat.cli.target import choose_run, choose_target, has_started, is_done
+from nanochat.cli.target import choose_run, choose_target, find_damage, has_started, is_done
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
 from nanochat.errors import MissingError
@@ -32,7 +32,7 @@ def resume(
     if paths.pipeline.is_file():
         invocation.console.say(f"resuming the pipeline that `nanochat run` began with run {paths.name}")
         return run_pipeline(invocation, overrides=overrides, run=paths.name, cluster=cluster)
-    stage = find_interrupted(paths)
+    stage = find_interrupted(paths) or find_damaged(paths)
     if stage is None:
         done = [name for name in TRAIN_STAGES if is_done(paths, name)]
         raise MissingError(
@@ -47,6 +47,11 @@ def resume(
 def find_interrupted(run: RunPaths) -> str | None:
     """The first stage that was started and not finished."""
     return next((stage for stage in TRAIN_STAGES if has_started(run, stage) and not is_done(run, stage)), None)
+
+
+def find_damaged(run: RunPaths) -> str | None:
+    """The first finished stage whose last checkpoint is damaged."""
+    return next((stage for stage in TRAIN_STAGES if is_done(run, stage) and find_damage(run, stage)), None)
 
 
 def find_interrupted_run(invocation: Invocation) -> RunPaths:

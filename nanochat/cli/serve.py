@@ -87,7 +87,7 @@ def serve(
 
     from nanochat.engine.sampling import SamplingParams
     from nanochat.runtime import list_devices, pick_dtype, use_all_cores
-    from nanochat.stages.assemble import load_model
+    from nanochat.stages.assemble import assemble_model, load_newest
     from nanochat.web.app import build_app
     from nanochat.web.build import build_service
     from nanochat.web.guard import LOOPBACK as LOOPBACK_NAMES
@@ -96,7 +96,9 @@ def serve(
     from nanochat.web.service import Limits
 
     use_all_cores()
-    loaded = [load_model(found, place, pick_dtype(dtype, place)[0]) for place in list_devices(device, gpus)]
+    places = list_devices(device, gpus)
+    found, checkpoint = load_newest(found, invocation.console.say)
+    loaded = [assemble_model(found, checkpoint, place, pick_dtype(dtype, place)[0]) for place in places]
     service = build_service(
         [each[0] for each in loaded],
         loaded[0][1],

@@ -1,7 +1,7 @@
 """Sessions for the chat: with a trained model of this machine, or with a server. Only the first loads torch."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nanochat.cli.options import Invocation
@@ -33,8 +33,9 @@ class LocalModels:
         from nanochat.stages.assemble import build_session
 
         found = self.workspace.resolve_model(self._check(name))
-        other = build_session(found, self.device, params=session.params, system=session.system)
-        other.notice = BASE_NOTICE if found.stage == "base" else ""
+        said = [BASE_NOTICE] if found.stage == "base" else []
+        other = build_session(found, self.device, params=session.params, system=session.system, say=said.append)
+        other.notice = " ".join(said)
         return other
 
     def _check(self, name: str) -> str:
@@ -49,7 +50,7 @@ class LocalModels:
         return name
 
 
-def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str) -> Any:
+def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str, say: Callable[[str], None]) -> Any:
     """Load the model, with the chat's own sampling where none is given. This is where torch is imported."""
     from dataclasses import replace
 
@@ -58,7 +59,7 @@ def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str
     from nanochat.stages.assemble import build_session
 
     use_all_cores()
-    return build_session(model, device, params=replace(CHAT_SAMPLING, **sampling), system=system)
+    return build_session(model, device, params=replace(CHAT_SAMPLING, **sampling), system=system, say=say)
 
 
 def open_remote(

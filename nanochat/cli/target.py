@@ -201,6 +201,21 @@ def is_done(run: RunPaths, stage: str) -> bool:
     return run.tokenizer.is_dir() if stage == "tokenizer" else run.stage(stage).result.is_file()
 
 
+def find_damage(run: RunPaths, stage: str) -> str:
+    """What is wrong with the last checkpoint of a finished stage, "" if it is whole or there is none."""
+    from nanochat.manifest import UnreadableError, verify_checkpoint
+
+    steps = run.stage(stage).steps()
+    try:
+        if steps:
+            verify_checkpoint(run.stage(stage).checkpoint(steps[-1]))
+    except UnreadableError:
+        raise
+    except DataError as error:
+        return error.message
+    return ""
+
+
 def read_result(run: RunPaths, stage: str) -> dict[str, Any]:
     """The result of a finished stage; {} where it cannot be read."""
     path = run.tokenizer / "result.json" if stage == "tokenizer" else run.stage(stage).result

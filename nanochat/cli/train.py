@@ -14,6 +14,7 @@ from nanochat.cli.target import (
     check_dataset,
     check_disk,
     choose_target,
+    find_damage,
     is_done,
     read_result,
     settle,
@@ -103,7 +104,10 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
     """Check a training stage, start it, and show its result and the next command."""
     run = target.run
     check_stage(stage, invocation, target, cluster)
-    if is_done(run, stage):
+    damage = find_damage(run, stage) if is_done(run, stage) else ""
+    if damage:
+        invocation.console.say(f"{stage} of run {run.name} is done, and {damage}: its last steps are taken again")
+    if is_done(run, stage) and not damage:
         write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
     else:

@@ -1,19 +1,21 @@
 """Put the parts together: a checkpoint and a tokenizer become a model, and a model becomes a chat session."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat.checkpoint import load_checkpoint
+from nanochat.checkpoint import Checkpoint, load_checkpoint
 from nanochat.disk import await_path
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import CHAT_SAMPLING, ChatSession
-from nanochat.errors import DataError, MissingError
+from nanochat.errors import DataError, MissingError, NanochatError
+from nanochat.manifest import UnreadableError
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath
-from nanochat.runtime import pick_device, pick_dtype
+from nanochat.runtime import World, pick_device, pick_dtype
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
@@ -50,13 +52,68 @@ def load_model(
     dtype: what the model computes in; its weights stay float32. Raises DataError where the checkpoint is
     corrupt or was trained with another tokenizer than the one that lies there.
     """
-    tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
     checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
+    return assemble_model(model_path, checkpoint, device, dtype, kind)
+
+
+def assemble_model(
+    model_path: ModelPath, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: str | None = None
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """load_model, of a checkpoint that is read already."""
+    tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
     check_tokenizer(checkpoint.meta, tokenizer, str(model_path))
     model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype)
     load_weights(model, checkpoint.model, str(model_path))
     model.eval()
     return model, tokenizer, checkpoint.meta
+
+
+def load_newest(
+    model_path: ModelPath, say: Callable[[str], None], world: World | None = None
+) -> tuple[ModelPath, Checkpoint]:
+    """Read the weights of a model; if its newest checkpoint is damaged, those of the one before, which is said.
+
+    Collective: every rank of `world` calls this; rank 0 chooses. Raises DataError if the step was asked for, or if no
+    checkpoint of the stage is whole.
+    """
+    read: list[Checkpoint] = []
+
+    def choose() -> ModelPath:
+        found: ModelPath | None = model_path
+        first: NanochatError | None = None
+        while found is not None:
+            try:
+                read.append(load_checkpoint(found.checkpoint, with_optimizer=False))
+                break
+            except UnreadableError:
+                raise
+            except (DataError, MissingError) as error:
+                first = first or error
+                found = None if model_path.is_exact else found.find_earlier()
+        if found is None:
+            assert first is not None
+            raise type(first)(first.message, suggest_whole(model_path) or first.hint)
+        if first is not None:
+            again = f"`nanochat resume {found.run.name}` takes the last steps again" if found.run else ""
+            say(f"warning: {model_path} is damaged ({first.message}): {found} takes its place; {again}")
+        return found
+
+    world = world or World()
+    found = world.ask_main(choose)
+    if not read:
+        await_path(found.checkpoint)
+        read.append(load_checkpoint(found.checkpoint, with_optimizer=False))
+    return found, read[0]
+
+
+def suggest_whole(model_path: ModelPath) -> str:
+    """The command to type if a checkpoint is damaged; "" for a bare folder."""
+    if model_path.run is None:
+        return ""
+    name = model_path.run.name
+    if model_path.is_exact:
+        return f"nanochat runs show {name}  # lists its other checkpoints"
+    return f"nanochat resume {name}  # looks at all of its checkpoints"
 
 
 def build_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
@@ -105,9 +162,11 @@ def build_session(
     params: SamplingParams = CHAT_SAMPLING,
     system: str = "",
     stop_strings: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda text: None,
 ) -> ChatSession:
-    """A conversation with a trained model, for every face."""
+    """A conversation with a trained model, for every face. say: told if another checkpoint takes its place."""
     device = pick_device(device_wish)
     dtype, _ = pick_dtype(dtype_wish, device)
-    model, tokenizer, _ = load_model(model_path, device, dtype)
-    return ChatSession(model, tokenizer, name=str(model_path), params=params, system=system, stop_strings=stop_strings)
+    found, checkpoint = load_newest(model_path, say)
+    model, tokenizer, _ = assemble_model(found, checkpoint, device, dtype)
+    return ChatSession(model, tokenizer, name=str(found), params=params, system=system, stop_strings=stop_strings)

@@ -50,7 +50,7 @@ def run_evaluate(
     take over what an interrupted evaluation has measured of the same model, data and settings. log_samples: also
     write every prediction of CORE. Collective: every rank calls this.
     """
-    subject = load_subject(job, of)
+    subject = load_subject(job, display.say, of)
     stage = subject.path.stage
     wanted = SCORES if score == "all" else tuple(score.split(","))
     display.say(f"evaluating {subject.path} on {job.world.device}, {str(job.dtype).removeprefix('torch.')}")

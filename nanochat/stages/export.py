@@ -4,6 +4,7 @@ transformers itself takes no part: the files are written here, read back, and co
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from tokenizers import Tokenizer as ExportedTokenizer
 from torch import Tensor
 
 from nanochat import __version__
-from nanochat.checkpoint import load_checkpoint
 from nanochat.disk import CHOOSE_ANOTHER, check_space, new_folder, write_text
 from nanochat.engine.session import CHAT_SAMPLING
 from nanochat.errors import CheckError
@@ -24,7 +24,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.hf import build_hf_config, to_hf_state
 from nanochat.paths import ModelPath
 from nanochat.safetensors_file import write_tensors
-from nanochat.stages.assemble import check_tokenizer, find_tokenizer, load_weights, read_config
+from nanochat.stages.assemble import check_tokenizer, find_tokenizer, load_newest, load_weights, read_config
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from nanochat.tokenizer.export import build_exported, build_tokenizer_config
 
@@ -54,16 +54,21 @@ class Export:
         return asdict(self) | {"folder": str(self.folder)}
 
 
-def export_hf(model_path: ModelPath, folder: Path, dtype: torch.dtype = torch.float32) -> Export:
+def export_hf(
+    model_path: ModelPath,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] = lambda text: None,
+) -> Export:
     """Write the folder in one step and verify it before it gets its name; what stood there is replaced.
 
-    A base model has no chat template: it has not learnt conversations. dtype: of the weights.
-    Raises what `load_checkpoint` raises, CapacityError where the disk is full, CheckError where what was written
-    reads back as something else.
+    A base model has no chat template: it has not learnt conversations. dtype: of the weights. say: told if another
+    checkpoint takes the place of a damaged one. Raises what `load_newest` raises, CapacityError where the disk is full,
+    CheckError where what was written reads back as something else.
     """
+    model_path, checkpoint = load_newest(model_path, say)
     name = str(model_path)
     tokenizer = load_tokenizer(find_tokenizer(model_path))
-    checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, name)
     config = read_config(checkpoint.meta, name)
     with torch.device("meta"):

@@ -5,16 +5,14 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import nanochat
-from nanochat.checkpoint import load_checkpoint
 from nanochat.data.batch import Batch
 from nanochat.data.finetune import EpochSize, FinetuneLoader
-from nanochat.disk import await_path
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
 from nanochat.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
 from nanochat.settings import FinetuneSettings
-from nanochat.stages.assemble import check_tokenizer, open_tokenizer, read_config
+from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.display import Display
 from nanochat.stages.fit import fit_batch
@@ -33,10 +31,8 @@ def run_finetune(
     Collective: every rank calls this. Raises MissingError where the stage before is not done.
     """
     world = job.world
-    source = world.ask_main(lambda: find_source(job, before))
+    source, checkpoint = load_newest(world.ask_main(lambda: find_source(job, before)), display.say, world)
     tokenizer = open_tokenizer(job)
-    await_path(source.checkpoint)
-    checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
     conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed, folder=job.workspace.tasks)

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import nanochat
-from nanochat.checkpoint import load_checkpoint
-from nanochat.disk import await_path
 from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.rollouts import find_fitting, measure_pass_at_k
@@ -17,7 +15,7 @@ from nanochat.evals.samples import sample_answers
 from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
 from nanochat.plan import plan_rl
-from nanochat.stages.assemble import check_tokenizer, open_tokenizer, read_config
+from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
 from nanochat.stages.course import Course, run_course
 from nanochat.stages.display import Display
 from nanochat.stages.finetune import find_source
@@ -40,10 +38,8 @@ def run_rl(job: Job, display: Display) -> dict[str, Any]:
     wish, world = job.settings.rl, job.world
     if wish.task is None:
         raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
-    source = world.ask_main(lambda: find_source(job, "sft"))
+    source, checkpoint = load_newest(world.ask_main(lambda: find_source(job, "sft")), display.say, world)
     tokenizer = open_tokenizer(job)
-    await_path(source.checkpoint)
-    checkpoint = load_checkpoint(source.checkpoint, with_optimizer=False)
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
     folder = job.workspace.tasks

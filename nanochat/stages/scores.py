@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nanochat.checkpoint import MANIFEST, MODEL
 from nanochat.disk import write_atomically
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath
-from nanochat.stages.assemble import load_model
+from nanochat.stages.assemble import assemble_model, load_newest
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer
 
@@ -34,12 +35,13 @@ class Subject:
     about: dict[str, Any]
 
 
-def load_subject(job: Job, of: str | None = None) -> Subject:
+def load_subject(job: Job, say: Callable[[str], None], of: str | None = None) -> Subject:
     """The furthest model of the run, or the one of stage `of` ("sft", "sft@650"). Collective: every rank calls this."""
     name = f"{job.run.name}/{of}" if of else job.run.name
     path = job.world.ask_main(lambda: job.workspace.resolve_model(name))
+    path, checkpoint = load_newest(path, say, job.world)
     assert path.stage is not None
-    model, tokenizer, meta = load_model(path, job.world.device, job.dtype, job.settings.tokenizer.kind)
+    model, tokenizer, meta = assemble_model(path, checkpoint, job.world.device, job.dtype, job.settings.tokenizer.kind)
     about = {
         "stage": path.stage,
         "step": path.step,

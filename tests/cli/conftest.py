@@ -1,5 +1,6 @@
 """A command line in this process, with a home of its own and no environment of the developer's."""
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,8 @@ import pytest
 import nanochat.cli.train as train_module
 from nanochat.cli.main import main
 from nanochat.layers import load_settings, read_saved, save_settings
-from nanochat.paths import RunPaths
+from nanochat.manifest import MANIFEST, MODEL, STATE
+from nanochat.paths import RunPaths, StagePaths
 
 
 class Outcome(NamedTuple):
@@ -43,6 +45,17 @@ def nanochat(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ou
     return call
 
 
+def write_checkpoint(stage: StagePaths, step: int) -> None:
+    """A whole checkpoint without tensors."""
+    folder = stage.checkpoint(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()} for name in (MODEL, STATE)}
+    for name in files:
+        (folder / name).write_bytes(b"{}")
+    manifest = {"version": 2, "stage": stage.root.name, "step": step, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 def make_run(home: Path, name: str, done: tuple[str, ...] = (), started: str = "", *overrides: str) -> RunPaths:
     """A run directory of the demo as stages leave it, without the tensors."""
     run = RunPaths(home / "runs" / name)
@@ -53,7 +66,7 @@ def make_run(home: Path, name: str, done: tuple[str, ...] = (), started: str = "
             run.tokenizer.mkdir()
             (run.tokenizer / "result.json").write_text('{"stage": "tokenizer", "vocab_size": 1024}')
             continue
-        run.stage(stage).checkpoint(20).mkdir(parents=True)
+        write_checkpoint(run.stage(stage), 20)
         run.stage(stage).plan.write_text("{}")
         run.stage(stage).result.write_text(json.dumps({"stage": stage, "step": 20, "loss": 2.5, "val_bpb": 1.25}))
     if started:
@@ -88,7 +101,7 @@ def launched(monkeypatch):
         else:
             (folder / "plan.json").write_text("{}")
             (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))
-            (folder / "checkpoints" / "step_000020").mkdir(parents=True)
+            write_checkpoint(StagePaths(folder), 20)
         return 0
 
     launch.calls, launch.codes, launch.again = calls, codes, []  # type: ignore[attr-defined]

@@ -141,7 +141,7 @@ def test_resume_finds_the_interrupted_stage(nanochat, launched, home) -> None:
 def test_eval_passes_the_model_on_and_shows_its_scores(nanochat, launched, home) -> None:
     make_run(home, "r", ALL_DONE)
     outcome = nanochat("eval", "all", "r/sft", "--json")
-    assert launched.calls == [("evaluate", ("--of", "sft@20", "--score", "all"))]
+    assert launched.calls == [("evaluate", ("--of", "sft", "--score", "all"))]
     tasks = load_settings("demo", environ={})[0].eval.tasks
     assert {score["name"] for score in json.loads(outcome.out)} == {"bpb", *tasks}
 
@@ -163,10 +163,10 @@ def test_eval_core_passes_its_options_on(nanochat, launched, home) -> None:
     stage, options = launched.calls[-1]
     assert (stage, options[:6]) == (
         "evaluate",
-        ("--of", "base@20", "--score", "core", "--keep-finished", "--log-samples"),
+        ("--of", "base", "--score", "core", "--keep-finished", "--log-samples"),
     )
     assert {"eval.max_per_task=5", 'eval.core_tasks=["copa", "piqa"]'} <= set(options)
-    assert "eval core r/base@20 --log-samples --resume --set eval.max_per_task=5" in launched.again[-1]
+    assert "eval core r/base --log-samples --resume --set eval.max_per_task=5" in launched.again[-1]
 
 
 def test_several_answers_imply_a_temperature(nanochat, launched, home) -> None:

@@ -173,3 +173,25 @@ def test_nothing_is_removed_if_one_folder_cannot_be(nanochat: Call, home: Path, 
     outcome = nanochat("runs", "rm", "a", "b", "-y")
     assert outcome.code == 4 and "busy" in outcome.err
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["a", "b"]
+
+
+def test_the_last_steps_of_a_finished_stage_that_are_damaged_are_taken_again(
+    nanochat: Call, launched, home: Path
+) -> None:
+    run = make_run(home, "r", ("tokenizer", "base", "mid"))
+    assert "nothing to do" in nanochat("train", "base", "--run", "r").err and not launched.calls
+    assert "no stage of run 'r' was interrupted" in nanochat("resume", "r").err
+    (run.stage("base").checkpoint(20) / "model.safetensors").write_text("{")
+    outcome = nanochat("resume", "r")
+    assert outcome.code == 0, outcome.err
+    assert "resuming base of run r" in outcome.err and "has 1 bytes, the manifest says 2" in outcome.err
+    assert [stage for stage, _ in launched.calls] == ["base"]
+    (run.stage("base").checkpoint(20) / "MANIFEST.json").unlink()
+    assert nanochat("train", "base", "--run", "r").code == 0
+    assert [stage for stage, _ in launched.calls] == ["base", "base"]
+
+
+def test_a_stage_whose_checkpoints_were_deleted_is_done_all_the_same(nanochat: Call, launched, home: Path) -> None:
+    run = make_run(home, "r", ("tokenizer", "base", "mid"))
+    (run.stage("base").checkpoint(20)).rename(home / "elsewhere")
+    assert "nothing to do" in nanochat("train", "base", "--run", "r").err and not launched.calls
