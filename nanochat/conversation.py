@@ -46,6 +46,21 @@ class Conversation:
     messages: tuple[Message, ...]
 
 
+def join_text(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Parts without two texts in a row: the ids of a text depend on where it is cut.
+
+    >>> join_text([Part("text", "a"), Part("text", "b"), Part("python", "1")])
+    (Part(kind='text', text='ab'), Part(kind='python', text='1'))
+    """
+    joined: list[Part] = []
+    for part in parts:
+        if joined and part.kind == "text" == joined[-1].kind:
+            joined[-1] = Part("text", joined[-1].text + part.text)
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
 def user(text: str) -> Message:
     return Message("user", (Part("text", text),))
 

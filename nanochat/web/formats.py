@@ -32,22 +32,25 @@ class Choice:
         return "".join(piece.text for piece in self.pieces if piece.kind == "text")
 
     @property
-    def tools(self) -> list[dict[str, str]]:
+    def tools(self) -> list[dict[str, Any]]:
         return list_tools(self.pieces)
 
 
-def list_tools(pieces: Sequence[Piece]) -> list[dict[str, str]]:
-    """Calls with their results, as far as they are there.
+def list_tools(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """Calls with their results, and before which character of the text each was made; a refused one has no result.
 
-    >>> list_tools([Piece("python", "1+1"), Piece("python_output", "2"), Piece("text", "Two.")])
-    [{'expression': '1+1', 'result': '2'}]
+    >>> list_tools([Piece("text", "So: "), Piece("python", "1+1"), Piece("python_output", "2"), Piece("text", "Two.")])
+    [{'expression': '1+1', 'at': 4, 'result': '2'}]
     """
-    calls: list[dict[str, str]] = []
+    calls: list[dict[str, Any]] = []
+    num_chars = 0
     for piece in pieces:
         if piece.kind == "python":
-            calls.append({"expression": piece.text})
+            calls.append({"expression": piece.text, "at": num_chars})
         elif piece.kind == "python_output" and calls:
             calls[-1]["result"] = piece.text
+        elif piece.kind == "text":
+            num_chars += len(piece.text)
     return calls
 
 
@@ -79,13 +82,16 @@ class ChatFormat:
         return [self._chunk(choice, {"role": "assistant", "content": "", "refusal": None})]
 
     def some(self, choice: Choice, pieces: Sequence[Piece], events: Sequence[TokenEvent]) -> list[dict[str, Any]]:
-        delta: dict[str, Any] = {}
+        deltas: list[dict[str, Any]] = []
+        if num := sum(piece.kind == "python" for piece in pieces):  # they come whole, and before the text
+            tools = [{"index": index, **call} for index, call in enumerate(choice.tools)]
+            deltas.append({"nanochat": {"tools": tools[-num:]}})
         if text := "".join(piece.text for piece in pieces if piece.kind == "text"):
-            delta["content"] = text
-        if any(piece.kind != "text" for piece in pieces):
-            delta["nanochat"] = {"tools": choice.tools}
-        logprobs = self._logprobs(events)
-        return [self._chunk(choice, delta, logprobs)] if delta or logprobs else []
+            deltas.append({"content": text})
+        if logprobs := self._logprobs(events):
+            *deltas, last = deltas or [{}]
+            return [*(self._chunk(choice, delta) for delta in deltas), self._chunk(choice, last, logprobs)]
+        return [self._chunk(choice, delta) for delta in deltas]
 
     def last(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._chunk(choice, {}, None, choice.finish)]

@@ -1,7 +1,7 @@
 """The requests of the OpenAI-compatible API. What is not supported is refused by name, never ignored.
 
-A field of OpenAI's that asks for nothing (`frequency_penalty: 0`, `tools: []`) is let through. Three fields are ours:
-`top_k`, `min_p` and `repetition_penalty`.
+A field that asks for nothing (`tools: []`) is let through, see `neutral.py`. Ours are `top_k`, `min_p` and
+`repetition_penalty` of a request, and `nanochat` of a message.
 """
 
 import re
@@ -9,30 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from nanochat.conversation import Part
 from nanochat.web.errors import ApiError
+from nanochat.web.neutral import drop_neutral, drop_neutral_of_message
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16
 MAX_STOPS = 4
 MAX_PROMPTS = 256
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "best_of": (None, 1),
-    "suffix": (None, ""),
-    "store": (None, False),
-    "metadata": (None, {}),
-    "service_tier": (None, "auto", "default"),
-}
-"""OpenAI's fields that are not supported, with the values that ask for nothing."""
 
 Text = Annotated[StrictStr, Field(max_length=1_000_000)]
 Token = Annotated[StrictInt, Field(ge=0)]
@@ -45,7 +29,7 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    include_usage: StrictBool = False
+    include_usage: StrictBool | None = None
 
 
 class TextPart(Strict):
@@ -53,14 +37,41 @@ class TextPart(Strict):
     text: Text
 
 
+class CalledTool(Strict):
+    """A call that an answer made. at: before which character of the text. index: which call, in a stream."""
+
+    expression: Text
+    result: Text | None = None
+    at: StrictInt = Field(default=0, ge=0)
+    index: StrictInt | None = None
+
+
+class OwnFields(Strict):
+    tools: list[CalledTool] = Field(default_factory=list)
+
+
 class ChatMessage(Strict):
+    """nanochat: what this server says beside the text of an answer, for answers that come back."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
     name: StrictStr | None = None
+    nanochat: OwnFields | None = None
 
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The text, with the calls of tools where they were made."""
+        text, start = self.text, 0
+        parts: list[Part] = []
+        for call in sorted(self.nanochat.tools if self.nanochat else (), key=lambda call: call.at):
+            parts += [Part("text", text[start : call.at]), Part("python", call.expression)]
+            parts += [Part("python_output", call.result)] if call.result is not None else []
+            start = call.at
+        return [part for part in (*parts, Part("text", text[start:])) if part.text]
 
 
 class Numbers(Strict):
@@ -94,7 +105,7 @@ class _Sampled(Numbers):
 
     def check(self) -> None:
         """Raises ApiError where fields contradict each other."""
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options is only for stream = true", "stream_options")
         _ = self.stops
 
@@ -116,6 +127,9 @@ class ChatRequest(_Sampled):
         super().check()
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs is only for logprobs = true", "top_logprobs")
+        for place, message in enumerate(self.messages):
+            if message.nanochat is not None and message.role != "assistant":
+                raise ApiError(400, "nanochat: only answers call tools", f"messages.{place}.nanochat")
         if self.messages[-1].role != "user":
             raise ApiError(400, "the last message must be the user's: there is nothing to answer", "messages")
 
@@ -123,7 +137,8 @@ class ChatRequest(_Sampled):
 class CompletionRequest(_Sampled):
     """Body of /v1/completions: text or token ids to continue, one or several."""
 
-    prompt: Text | list[Text] | list[Token] | list[list[Token]]
+    prompt: Text | list[Text] | list[Token] | list[list[Token]] | None
+    """None: a text that begins with nothing."""
     max_tokens: StrictInt | None = Field(default=None, ge=0)
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     echo: StrictBool | None = None
@@ -131,7 +146,7 @@ class CompletionRequest(_Sampled):
     @property
     def prompts(self) -> list[str | list[int]]:
         """Raises ApiError where there is none, or too many."""
-        value: Any = self.prompt
+        value: Any = "" if self.prompt is None else self.prompt
         prompts = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
         if prompts == [[]] or len(prompts) > MAX_PROMPTS:
             raise ApiError(400, f"prompt: from 1 to {MAX_PROMPTS} of them", "prompt")
@@ -148,12 +163,14 @@ def parse_request(kind: type[ChatRequest] | type[CompletionRequest], body: Any) 
     """Check a body. Raises ApiError, which names the field."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
-    for name, values in NEUTRAL.items():
-        if name in body and name not in kind.model_fields:
-            if not any(body[name] == value and type(body[name]) is not bool or body[name] is value for value in values):
-                raise ApiError(400, f"{name} is not supported by this server", name, "unsupported_parameter")
+    body = drop_neutral(body, kind.model_fields)
+    if isinstance(options := body.get("stream_options"), dict):
+        body["stream_options"] = drop_neutral(options, StreamOptions.model_fields)
+    if kind is ChatRequest and isinstance(messages := body.get("messages"), list):
+        fields = ChatMessage.model_fields
+        body["messages"] = [drop_neutral_of_message(message, i, fields) for i, message in enumerate(messages)]
     try:
-        request = kind.model_validate({key: value for key, value in body.items() if key not in NEUTRAL})
+        request = kind.model_validate(body)
     except ValidationError as error:
         raise name_field(error) from None
     request.check()

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from nanochat.conversation import Conversation, Message, Part, user
+from nanochat.conversation import Conversation, Message, Part, join_text, user
 from nanochat.engine.decoding import Piece, PieceDecoder
 from nanochat.engine.engine import Finish, TokenEvent
 from nanochat.engine.sampling import SamplingParams
@@ -93,18 +93,16 @@ class Service:
         Raises ApiError where the first words are not the user's.
         """
         system = "\n\n".join(message.text for message in messages if message.role in ("system", "developer"))
-        turns: list[tuple[str, str]] = []
+        said: list[Message] = []
         for message in messages:
             if message.role in ("user", "assistant"):
-                if turns and turns[-1][0] == message.role:
-                    turns[-1] = (message.role, f"{turns[-1][1]}\n\n{message.text}")
-                else:
-                    turns.append((message.role, message.text))
-        if turns[0][0] != "user":
+                before = said.pop().parts if said and said[-1].role == message.role else ()
+                between = [Part("text", "\n\n")] if before else []
+                said.append(Message(message.role, join_text([*before, *between, *message.parts])))
+        if said[0].role != "user":
             raise ApiError(400, "the first message after the system's must be the user's", "messages")
         if system:
-            turns[0] = ("user", f"{system}\n\n{turns[0][1]}")
-        said = [user(text) if role == "user" else Message("assistant", (Part("text", text),)) for role, text in turns]
+            said[0] = user(f"{system}\n\n{said[0].text}")
         return render_prompt(self.tokenizer, Conversation(tuple(said)))
 
     def encode(self, prompt: str | list[int]) -> list[int]:

@@ -63,12 +63,41 @@ def test_tool_calls_stand_beside_the_text() -> None:
         answer = server.post("/v1/chat/completions", {"messages": ASK}).json()
         message = answer["choices"][0]["message"]
         assert message["content"] == "Let me see:  It is 4."
-        assert message["nanochat"] == {"tools": [{"expression": "2+2", "result": "4"}]}
+        assert message["nanochat"] == {"tools": [{"expression": "2+2", "result": "4", "at": len("Let me see: ")}]}
         body = server.post("/v1/chat/completions", {"messages": ASK, "stream": True}).text
         events = [line.removeprefix("data: ") for line in body.splitlines() if line]
         assert events[-1] == "[DONE]"
         deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
-        assert [d["nanochat"]["tools"] for d in deltas if "nanochat" in d][-1] == message["nanochat"]["tools"]
+        (tools,) = [d["nanochat"]["tools"] for d in deltas if "nanochat" in d]
+        assert tools == [{"index": 0, **message["nanochat"]["tools"][0]}]
+
+
+def test_a_conversation_goes_on_with_the_messages_that_the_client_gave() -> None:
+    """The next prompt is what the model has read and said, token for token, its calls and their results among it."""
+    with serving(ScriptedModel([*CALL, "<|python_start|>", "3*", "<|python_end|>", "!"], context=512)) as server:
+        client = client_of(server)
+        prompts = []
+        render = server.service.render
+
+        def keep(messages) -> list[int]:
+            prompts.append(render(messages))
+            return prompts[-1]
+
+        server.service.render = keep  # type: ignore[method-assign]
+        for is_stream in (False, True):
+            messages: list = list(ASK)
+            for _ in range(3):
+                if is_stream:
+                    with client.chat.completions.stream(model="nanochat", messages=messages) as stream:
+                        answer = stream.until_done().get_final_completion()
+                else:
+                    answer = client.chat.completions.create(model="nanochat", messages=messages)
+                assert answer.choices[0].message.content == "Let me see:  It is 4.!"
+                messages.append(answer.choices[0].message)
+                messages.append({"role": "user", "content": "And now?"})
+        said = b"Let me see: <|python_start|>2+2<|python_end|><|output_start|>4<|output_end|> It is 4."
+        said += b"<|python_start|>3*<|python_end|>!<|assistant_end|>"
+        assert TOKENIZER.decode_bytes(prompts[-1]).count(said) == 2 and prompts[:3] == prompts[3:]
 
 
 def test_a_stop_string_ends_the_answer(scripted: Serving) -> None:
@@ -192,7 +221,24 @@ def test_the_async_client_gets_many_answers_at_once(tiny: Serving) -> None:
         ({"stop": ["a"] * 5}, 400, "stop", "at most 4"),
         ({"stop": ""}, 400, "stop", "empty"),
         ({"messages": []}, 400, "messages", "at least 1"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "Input should be"),
+        ({"messages": [{"role": "x", "content": "x"}]}, 400, "messages.0.role", "Input should be"),
+        ({"messages": [*ASK, {"role": "tool", "content": "x"}]}, 400, "messages.1.role", "into a message of the user"),
+        (
+            {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            400,
+            "messages.1.tool_calls",
+            "leave the call out",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "messages.0.content", "a message of the user needs"),
+        ({"messages": [{"role": "system"}]}, 400, "messages.0.content", "a message of the system needs text"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "x"}}]}, 400, "messages.0.audio", "not supported"),
+        ({"messages": [ASK[0] | {"nanochat": {"tools": []}}]}, 400, "messages.0.nanochat", "only answers call"),
+        ({"messages": [5]}, 400, "messages.0", ""),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort", "not supported"),
+        ({"store": True}, 400, "store", "not supported"),
+        ({"metadata": {"a": "b"}}, 400, "metadata", "not supported"),
+        ({"best_of": True}, 400, "best_of", "not supported"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, 400, "stream_options", "not supported"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", "the last message must be"),
         ({"messages": [{"role": "assistant", "content": "x"}, *ASK]}, 400, "messages", "the first message"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content", ""),
@@ -211,10 +257,40 @@ def test_what_is_refused_is_named(tiny: Serving, changes: dict, status: int, par
     assert error["type"] == "invalid_request_error"
 
 
-def test_what_asks_for_nothing_is_let_through(tiny: Serving) -> None:
-    neutral = {"tools": [], "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": None, "store": False}
-    body = {"messages": ASK, "max_tokens": 2, "user": "me", "response_format": {"type": "text"}} | neutral
-    assert tiny.post("/v1/chat/completions", body).status_code == 200
+NOTHING = {
+    "tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "function_call": "none", "functions": [],
+    "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "store": False, "metadata": {},
+    "response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": None, "verbosity": None,
+    "service_tier": "auto", "stream_options": {"include_usage": False, "include_obfuscation": False}, "audio": None,
+    "prediction": None, "web_search_options": None, "prompt_cache_key": "a", "safety_identifier": "b", "user": "me",
+    "seed": None, "stop": None, "n": None, "temperature": None, "max_completion_tokens": None, "stream": False,
+    "logprobs": False, "top_logprobs": 0, "chat_id": None, "best_of": 1, "suffix": "", "extra": {"a": [None, ""]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*NOTHING, "all"])
+def test_what_asks_for_nothing_is_let_through(tiny: Serving, field: str) -> None:
+    asked = NOTHING if field == "all" else {field: NOTHING[field]}
+    for path, prompt in (("chat/completions", {"messages": ASK}), ("completions", {"prompt": "abc"})):
+        answer = tiny.post(f"/v1/{path}", {"max_tokens": 2} | prompt | asked)
+        assert answer.status_code == 200, answer.text
+
+
+def test_messages_with_fields_that_say_nothing_are_let_through(tiny: Serving) -> None:
+    nothing = {"refusal": None, "annotations": [], "audio": None, "tool_calls": [], "function_call": None, "name": None}
+    of_litellm = {"provider_specific_fields": {"refusal": None, "nanochat": {"tools": [{"expression": "1+"}]}}}
+    parts = [{"type": "text", "text": "hi", "annotations": [], "cache_control": None}]
+    answers = [{"content": None}, {}, nothing | {"content": "x"}, {"content": "x"} | of_litellm, {"content": parts}]
+    for answer in answers:
+        messages = [*ASK, {"role": "assistant"} | answer, {"role": "user", "content": "?", "tool_calls": None}]
+        done = tiny.post("/v1/chat/completions", {"messages": messages, "max_tokens": 2})
+        assert done.status_code == 200, (answer, done.text)
+
+
+def test_a_prompt_of_null_continues_the_beginning_of_a_text(tiny: Serving) -> None:
+    body = {"prompt": None, "max_tokens": 3, "temperature": 0}
+    assert tiny.post("/v1/completions", body).json()["usage"]["prompt_tokens"] == 1
+    assert tiny.post("/v1/completions", {"max_tokens": 3}).status_code == 400
 
 
 def test_system_prompts_and_messages_in_a_row_are_joined(tiny: Serving) -> None:
