@@ -1,7 +1,6 @@
 """`nanochat download`: what training and scoring read, fetched, made here or brought by you."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +10,11 @@ import typer
 from nanochat.cli.archive import pack_downloads, unpack_downloads, verify_downloads
 from nanochat.cli.config import resolve
 from nanochat.cli.fetching import describe_text, fetch, show_facts, show_orders, show_records
+from nanochat.cli.importing import find_folder, import_text
 from nanochat.cli.needs import Needs, list_needs, list_tasks, order_tasks, order_text
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import target_options
 from nanochat.errors import MissingError, UsageError
-from nanochat.paths import RUN_NAME
 from nanochat.sources import CORE_URL, TASK_SOURCES, TEXT_SOURCES
 
 if TYPE_CHECKING:
@@ -165,50 +164,7 @@ command(app, "pack", "nanochat download pack downloads.tar")(pack_downloads)
 command(app, "unpack", "nanochat download unpack downloads.tar")(unpack_downloads)
 
 
-@command(app, "import", "nanochat download import ~/texts --name mine")
-def import_text(
-    invocation: Invocation,
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder or file: txt, md, jsonl, parquet.")],
-    name: Annotated[str | None, typer.Option("--name", help="Of the data set; default: the folder's name.")] = None,
-    column: Annotated[str, typer.Option("--column", help="The text column of parquet files.")] = "text",
-    key: Annotated[str, typer.Option("--key", help="The text key of JSONL lines.")] = "text",
-    val: Annotated[Path | None, typer.Option("--val", help="Validation text; default: 1 % is held out.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the shuffle.")] = 42,
-) -> None:
-    """Make a data set of your own text."""
-    from nanochat.data.folder import import_folder
-
-    source = source.expanduser()
-    dataset = name or source.resolve().stem
-    folder = find_folder(invocation, dataset)
-    if (folder / "source.json").is_file():
-        raise UsageError(f"{folder} holds a downloaded data set, which an import does not replace", "--name mine")
-    if (folder / "shards.json").is_file() and not invocation.yes and not invocation.dry_run:
-        if not sys.stdin.isatty():
-            raise UsageError(f"there already is a data set {dataset!r} in {folder}", "--yes  # or another --name")
-        if not invocation.console.ask(f"replace the data set {dataset!r}?"):
-            raise UsageError(f"data set {dataset!r} is kept", "--name OTHER")
-    if invocation.dry_run:
-        invocation.console.show(f"would make {folder} from {source}")
-        return
-    report = import_folder(source, folder, column, key, val.expanduser() if val else None, seed)
-    if report.ignored_files:
-        invocation.console.say(f"files of other kinds, ignored: {report.ignored_files}")
-    if report.skipped_documents:
-        invocation.console.say(f"documents without text, skipped: {report.skipped_documents}")
-    if report.repeated_documents:
-        invocation.console.say(f"documents that repeat in the validation text, skipped: {report.repeated_documents}")
-    facts = {
-        "dataset": dataset,
-        "folder": str(folder),
-        "files": report.num_files,
-        "train_documents": report.train_documents,
-        "val_documents": report.val_documents,
-        "chars": report.num_chars,
-        "hash": report.manifest.hash,
-    }
-    show_facts(invocation, facts)
-    invocation.console.suggest(f"nanochat run --preset demo --run {dataset} --set data.dataset={dataset}")
+command(app, "import", "nanochat download import ~/texts --name mine")(import_text)
 
 
 def choose_text(
@@ -232,16 +188,6 @@ def choose_text(
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"dataset": dataset})})
     name = settings.data.dataset
     return name, shards or list_needs(settings).num_shards
-
-
-def find_folder(invocation: Invocation, dataset: str) -> Path:
-    """The folder of a data set that may not exist yet. Raises UsageError where the name is no folder name."""
-    if not RUN_NAME.fullmatch(dataset):
-        raise UsageError(
-            f"data set {dataset!r} is not a name: letters, digits, '.', '_' and '-' only, a letter or digit first",
-            "--name mine",
-        )
-    return invocation.workspace.dataset(dataset)
 
 
 def order_all(invocation: Invocation, needs: Needs) -> list["Order"]:

@@ -7,16 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.data.shards import (
-    MANIFEST,
-    TEXT_COLUMN,
-    Manifest,
-    Shard,
-    check_column,
-    load_manifest,
-    open_shard,
-    save_manifest,
-)
+from nanochat.data.dataset import MANIFEST, TEXT_COLUMN, Manifest, Shard, load_manifest, save_manifest
+from nanochat.data.shards import check_column, measure_group, open_shard
 from nanochat.errors import DataError
 
 
@@ -47,4 +39,5 @@ def adopt_shards(directory: Path, hashes: Mapping[str, str], val_name: str) -> M
 def _read_shard(path: Path, sha256: str) -> Shard:
     with open_shard(path) as file:
         check_column(file, path, TEXT_COLUMN)
-        return Shard(path.name, "train", file.metadata.num_rows, path.stat().st_size, sha256)
+        text_bytes = sum(measure_group(file, index, TEXT_COLUMN) for index in range(file.num_row_groups))
+        return Shard(path.name, "train", file.metadata.num_rows, path.stat().st_size, sha256, text_bytes)

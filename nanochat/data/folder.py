@@ -3,42 +3,43 @@
 Knows neither tokens nor the workspace. Documents are shuffled, because training reads them in the order on disk.
 """
 
-import hashlib
-import json
-import random
+import os
 import shlex
-import tempfile
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from nanochat.data.documents import SUFFIXES, Reading, iter_file, measure_text, name_read_error
+from nanochat.data.holdout import digest_text, hold_out, iter_buckets, plan_val_bytes, read_texts, write_text
+from nanochat.data.shards import Manifest, Shard, Split, replace_manifest, write_shard_files
+from nanochat.disk import disk_errors
+from nanochat.download.lock import LOCK, lock_folder
+from nanochat.errors import DataError, MissingError, UsageError
 
-from nanochat.data.shards import Manifest, Progress, Shard, check_column, replace_manifest, write_shard_files
-from nanochat.errors import DataError, UsageError
-
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-VAL_SHARE = 0.01
-"""Documents held out for validation where no folder is given for it."""
-BUCKET_BYTES = 512_000_000
-"""Source bytes that are shuffled in memory at once; larger folders pass through files on disk."""
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total) in bytes."""
+PROGRESS_BYTES = 1 << 20
+WORK = ".import"
+"""Folder for files that come and go, in that of the data set."""
 
 
 @dataclass
 class ImportReport:
-    """What an import did; documents without any text are skipped, files of other kinds are ignored.
+    """What an import did. left_out: files, documents, lines and rows, counted by the reason.
 
-    repeated_documents: left out of the training text because they stand word for word in the validation text.
+    num_cut: documents that were cut into pieces for their length. num_stretches: long documents of which stretches are
+    validation text. num_recoded: files and lines that were not UTF-8.
     """
 
-    train_documents: int = 0
-    val_documents: int = 0
-    skipped_documents: int = 0
-    repeated_documents: int = 0
-    num_chars: int = 0
+    documents: Counter[Split] = field(default_factory=Counter)
+    chars: Counter[Split] = field(default_factory=Counter)
     num_files: int = 0
-    ignored_files: int = 0
+    num_cut: int = 0
+    num_stretches: int = 0
+    num_recoded: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     manifest: Manifest = field(default_factory=lambda: Manifest(()))
 
 
@@ -46,222 +47,229 @@ def import_folder(
     source: Path,
     dest: Path,
     column: str = "text",
-    key: str = "text",
     val: Path | None = None,
     seed: int = 42,
-    progress: Progress | None = None,
-    val_share: float = VAL_SHARE,
+    val_share: float | None = None,
+    encoding: str | None = None,
+    skip_bad: bool = False,
+    progress: Progress = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ImportReport:
     """Make dest a data set of the text in source (a folder, searched whole, or one file); replaces what dest held.
 
-    column: of parquet files. key: of JSONL lines. val: a folder or file with the validation text, which is never
-    trained on, even where it lies in source or repeats in it; without it a share of source's documents is held out, at
-    least one. A txt or md file is one document. progress(done, total) in source bytes.
+    column, encoding, skip_bad: see Reading. val: a folder or file with the validation text, which is never trained on,
+    even if it lies in source or repeats in it; without it a share of source's text is held out. A txt or md file is one
+    document. say: told if another process works in dest, which is waited for.
 
-    Raises UsageError for a wrong source, for folders without text and for a single document without val; DataError
-    for a file that cannot be read, with its name and line. dest is unchanged where anything is raised.
+    Raises UsageError for arguments that contradict each other, MissingError if a path is not there, DataError if there
+    is no text that can be used, with the name and line of a file that cannot be read, and CapacityError if the disk is
+    full. If anything is raised, Ctrl-C included, dest is what it was.
     """
-    if not 0 < val_share < 1:
-        raise UsageError(
-            f"val_share = {val_share} is not between 0 and 1", "leave it out for one document in a hundred"
-        )
+    _check_arguments(source, dest, val, val_share, encoding)
     report = ImportReport()
-    val_files = list_files(val, report) if val else []
-    files = list_files(source, report, apart_from=val_files)
-    for path in (source, *([val] if val else [])):
-        if dest.resolve() == path.resolve() or path.resolve() in dest.resolve().parents:
-            raise UsageError(
-                f"the data set {dest} would be inside its own source {path}", "choose another folder to import"
-            )
-    total, done = sum(path.stat().st_size for path in (*files, *val_files)), 0
-
-    def read(paths: list[Path]) -> Iterator[str]:
-        nonlocal done
-        for path in paths:
-            for text in iter_file(path, column, key):
-                if text.strip():
-                    report.num_chars += len(text)
-                    yield text
-                else:
-                    report.skipped_documents += 1
-            done += path.stat().st_size
-            if progress:
-                progress(done, total)
-
-    dest.mkdir(parents=True, exist_ok=True)
-    before = set(dest.glob("shard_*.parquet"))
     try:
-        shards = _write(dest, read, files, val_files, seed, val_share, report)
-        report.manifest = Manifest(tuple(shards))
-    except BaseException:
-        for path in set(dest.glob("shard_*.parquet")) - before:
-            path.unlink()
-        if not any(dest.iterdir()):
-            dest.rmdir()
-        raise
-    replace_manifest(dest, report.manifest)
+        val_files = find_files(val, report) if val else []
+        files = find_files(source, report, apart_from=val_files)
+        sizes = {path: (path.stat().st_size, measure_text(path, column)) for path in (*files, *val_files)}
+    except OSError as error:
+        raise name_read_error(error, source) from error
+    existed = dest.exists()
+    with disk_errors(dest, "--home DIR"), lock_folder(dest, say):
+        work, before = dest / WORK, set(dest.glob("shard_*.parquet"))
+        try:
+            shutil.rmtree(work, ignore_errors=True)  # what a killed import left
+            work.mkdir()
+            reading = Reading(column, encoding, skip_bad)
+            importing = _Import(dest, work, seed, val_share, sizes, reading, report, progress)
+            report.manifest = Manifest(tuple(importing.write(files, val_files)))
+        except BaseException:
+            for path in set(dest.glob("shard_*.parquet")) - before:
+                path.unlink()
+            raise
+        else:
+            replace_manifest(dest, report.manifest)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            (dest / LOCK).unlink(missing_ok=True)
+            if not existed and not any(dest.iterdir()):
+                dest.rmdir()
     return report
 
 
-def list_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = ()) -> list[Path]:
-    """The files of a folder with text, in a fixed order, but for `apart_from` and hidden ones; adds to the report."""
-    excluded = {path.resolve() for path in apart_from}
+def find_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = ()) -> list[Path]:
+    """The files with text, in a fixed order, each once; adds to the report what is left out, and why.
+
+    Links to folders and files are followed. Raises MissingError if there is no such path, DataError if it has no text.
+    """
+    excluded = {_identify(path) for path in apart_from}
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
-            raise UsageError(f"{source} is none of {', '.join(SUFFIXES)}", "rename or convert the file")
-        if source.resolve() in excluded:
-            raise UsageError(f"{source} is both the training and the validation text", "choose another --val")
+            raise DataError(f"{source} is none of {', '.join(SUFFIXES)}", f"file {shlex.quote(str(source))}")
+        if _identify(source) in excluded:
+            raise UsageError(f"{source} is both the training and the validation text", "--val OTHER")
         report.num_files += 1
         return [source]
     if not source.is_dir():
-        raise UsageError(f"there is no folder or file {source}", f"ls {source.parent}")
-    found = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    ]
-    files = [path for path in found if path.suffix.lower() in SUFFIXES]
-    if not files:
-        have = f"its {len(found)} files are of other kinds" if found else "it is empty"
-        raise UsageError(f"{source} has no {', '.join(SUFFIXES)} file: {have}", "choose another folder to import")
-    report.ignored_files += len(found) - len(files)
-    files = [path for path in files if path.resolve() not in excluded]
-    if not files:
-        raise UsageError(
-            f"every file of {source} is validation text: nothing is left to train on", "choose another --val"
-        )
-    report.num_files += len(files)
-    return files
-
-
-def iter_file(path: Path, column: str = "text", key: str = "text") -> Iterator[str]:
-    """The documents of one file, empty ones too. Raises DataError, with the line where there is one."""
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            yield from _iter_parquet(path, column)
-        elif suffix == ".jsonl":
-            yield from _iter_jsonl(path, key)
+        raise MissingError(f"there is no folder or file {source}", f"ls {shlex.quote(str(source.absolute().parent))}")
+    found, seen, other = [], set(excluded), Counter[str]()
+    for path in _walk(source, report.left_out):
+        if not path.is_file():
+            is_link = path.is_symlink() and not path.exists()
+            report.left_out["links to nothing" if is_link else "devices, pipes and sockets"] += 1
+        elif path.suffix.lower() not in SUFFIXES:
+            other[path.suffix.lower() or "no ending"] += 1
+        elif (identity := _identify(path)) in seen:
+            report.left_out["files that are read under another name"] += identity not in excluded
         else:
-            yield path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        name = shlex.quote(str(path))
-        hint = f"iconv -f latin1 -t utf-8 {name} > {name}.utf8 && mv {name}.utf8 {name}  # if it is text at all"
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint) from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+            seen.add(identity)
+            found.append(path)
+    if other:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in other.most_common(5))
+        more = ", ..." if len(other) > 5 else ""
+        report.left_out[f"files of other kinds ({kinds}{more})"] += sum(other.values())
+    if not found:
+        look = f"ls -la {shlex.quote(str(source))}"
+        if excluded & {_identify(path) for path in _walk(source, Counter()) if path.is_file()}:
+            raise UsageError(f"every file of {source} is validation text: nothing is left to train on", "--val OTHER")
+        left_out = "; ".join(f"{count:,} {reason}" for reason, count in report.left_out.items())
+        have = f"left out: {left_out}" if left_out else "it is empty"
+        raise DataError(f"{source} has no {', '.join(SUFFIXES)} file: {have}", look)
+    report.num_files += len(found)
+    return found
 
 
-def _iter_parquet(path: Path, column: str) -> Iterator[str]:
+def _walk(source: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Paths of a folder that are no folders, sorted; linked folders are followed, each once; hidden ones left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    visited = {_identify(source)}
+    for folder, subfolders, files in os.walk(source, onerror=fail, followlinks=True):
+        hidden = [name for name in (*subfolders, *files) if name.startswith(".")]
+        left_out["hidden files and folders"] += len(hidden)
+        kept = []
+        for name in sorted(set(subfolders) - set(hidden)):
+            if (identity := _identify(Path(folder, name))) in visited:
+                left_out["folders that are read under another name"] += 1
+                continue
+            visited.add(identity)
+            kept.append(name)
+        subfolders[:] = kept
+        yield from (Path(folder, name) for name in sorted(set(files) - set(hidden)))
+    left_out += Counter()  # without the counts that are zero
+
+
+def _identify(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _check_arguments(source: Path, dest: Path, val: Path | None, val_share: float | None, encoding: str | None) -> None:
+    if val_share is not None and not 0 < val_share < 1:
+        raise UsageError(f"--val-share {val_share} is not between 0 and 1", "--val-share 0.05")
+    if val is not None and val_share is not None:
+        raise UsageError("--val and --val-share are two ways to choose the validation text", "--val-share 0.05")
     try:
-        with pq.ParquetFile(path) as file:
-            check_column(file, path, column)
-            for batch in file.iter_batches(batch_size=1_000, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield text or ""
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from error
+        "".encode(encoding or "utf-8")
+    except LookupError:
+        raise UsageError(f"there is no encoding {encoding!r}", "--encoding latin-1") from None
+    for path in (source, val):
+        if path and (dest.resolve() == path.resolve() or path.resolve() in dest.resolve().parents):
+            raise UsageError(f"the data set {dest} would be inside its own source {path}", "--home DIR")
 
 
-def _iter_jsonl(path: Path, key: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            hint = f"sed -n {number}p {path}"
-            try:
-                line = raw.decode("utf-8-sig")
-                if not line.strip():
-                    continue
-                value = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{number} is not UTF-8: {error.reason} at byte {error.start}", hint) from None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number} is not JSON: {error}", hint) from None
-            if not isinstance(value, dict):
-                raise DataError(f"{path}:{number} is not a JSON object", hint)
-            if key not in value:
-                have = ", ".join(map(repr, value)) or "none"
-                raise DataError(f"{path}:{number} has no key {key!r}; its keys are {have}", "choose one with --key")
-            text = value[key]
-            if not isinstance(text, str):
-                raise DataError(f"{path}:{number}: {key!r} is {type(text).__name__}, not text", hint)
-            if any("\ud800" <= char <= "\udfff" for char in text):
-                raise DataError(
-                    f"{path}:{number}: {key!r} holds half a surrogate pair, which no UTF-8 text can hold", hint
-                )
-            yield text
+@dataclass
+class _Import:
+    """The state of one import. sizes: bytes of each file, and of its text."""
 
+    dest: Path
+    work: Path
+    seed: int
+    val_share: float | None
+    sizes: dict[Path, tuple[int, int]]
+    reading: Reading
+    report: ImportReport
+    progress: Progress
+    repeated: int = 0
 
-def _write(
-    dest: Path,
-    read: Callable[[list[Path]], Iterator[str]],
-    files: list[Path],
-    val_files: list[Path],
-    seed: int,
-    val_share: float,
-    report: ImportReport,
-) -> list[Shard]:
-    rng = random.Random(f"import/{seed}")
-    held_out = list(read(val_files))
-    if val_files and not held_out:
-        raise UsageError(f"none of the {len(val_files)} validation files holds any text", "choose another --val")
-    val_texts = {_digest(text) for text in held_out}
+    def write(self, files: list[Path], val_files: list[Path]) -> list[Shard]:
+        """Write all shards, without the manifest."""
+        val_path, digests = self.work / "val", set[bytes]()
+        if val_files:
+            self._write_val(val_files, val_path, digests)
+        shards = self._write_split(self._iter_train(files, val_path, digests), "train")
+        report, reading = self.report, self.reading
+        report.left_out += reading.left_out
+        report.left_out["documents that repeat in the validation text"] += self.repeated
+        report.left_out += Counter()  # without the counts that are zero
+        report.num_cut, report.num_recoded = reading.num_cut, reading.num_recoded
+        if not shards:
+            what = "text that is not in the validation text" if self.repeated else "any text"
+            raise DataError(f"none of the {len(files):,} files holds {what}", f"head {shlex.quote(str(files[0]))}")
+        val = self._write_split(read_texts(val_path), "val") if val_path.is_file() else []
+        if not val:
+            raise DataError(
+                f"{report.chars['train']:,} characters are too few to train on one part and validate on another",
+                "--val PATH",
+            )
+        return shards + val
 
-    def unseen() -> Iterator[str]:
-        for text in read(files):
-            if _digest(text) in val_texts:
-                report.repeated_documents += 1
-                report.num_chars -= len(text)
+    def _write_val(self, files: list[Path], path: Path, digests: set[bytes]) -> None:
+        num_bytes = sum(self.sizes[path][1] for path in files)
+        with path.open("wb") as file:
+            texts = self._read(files, "reading the validation text")
+            for bucket in iter_buckets(texts, num_bytes, self.seed, self.work):
+                for data in bucket:
+                    digests.add(digest_text(data))
+                    write_text(file, data)
+        if not digests:
+            raise DataError(f"none of the {len(files):,} validation files holds any text", "--val OTHER")
+
+    def _iter_train(self, files: list[Path], val_path: Path, digests: set[bytes]) -> Iterator[bytes]:
+        num_bytes, done = sum(self.sizes[path][1] for path in files), 0
+        buckets = iter_buckets(self._read(files, "reading"), num_bytes, self.seed, self.work)
+        for bucket in buckets:
+            size = sum(map(len, bucket))
+            if digests:
+                train = [data for data in bucket if digest_text(data) not in digests]
+                self.repeated += len(bucket) - len(train)
             else:
-                yield text
+                parts = hold_out(bucket, plan_val_bytes(size, self.val_share, min(1.0, size / max(1, num_bytes))))
+                train = parts.train
+                self.repeated += parts.num_repeated
+                self.report.num_stretches += parts.num_cut
+                with val_path.open("ab") as file:
+                    for data in parts.val:
+                        write_text(file, data)
+            yield from train
+            done += size
+            if done > size:  # more than one bucket
+                self.progress("writing", min(done, num_bytes), num_bytes)
 
-    def shuffled() -> Iterator[str]:
-        for bucket in _iter_buckets(unseen(), sum(path.stat().st_size for path in files), rng, dest):
-            rng.shuffle(bucket)
-            if not val_files:
-                # From every bucket, so that the held-out text is a fair sample; a lone document stays in training.
-                num_val = min(max(1, round(len(bucket) * val_share)), len(bucket) - 1)
-                held_out.extend(bucket[:num_val])
-                del bucket[:num_val]
-            report.train_documents += len(bucket)
-            yield from bucket
+    def _read(self, files: list[Path], what: str) -> Iterator[str]:
+        total, before, done, told = sum(self.sizes[path][0] for path in files), 0, 0, 0
 
-    shards = write_shard_files(dest, shuffled(), "train")
-    if not shards:
-        what = "text that is not in the validation text" if report.repeated_documents else "any text"
-        raise UsageError(f"none of the {len(files)} files holds {what}", "choose another folder to import")
-    if val_files:
-        rng.shuffle(held_out)
-    elif not held_out:
-        raise UsageError(
-            "there is one document, which cannot be for training and for validation",
-            "add documents, cut it into several files, or give validation text with --val PATH",
-        )
-    report.val_documents = len(held_out)
-    return shards + write_shard_files(dest, held_out, "val")
+        def advance(num_bytes: int) -> None:
+            nonlocal done, told
+            done += num_bytes
+            if done - told >= PROGRESS_BYTES or done >= total:
+                self.progress(what, min(done, total), total)
+                told = done
 
+        self.reading.advance = advance
+        for path in files:
+            yield from iter_file(path, self.reading)
+            before += self.sizes[path][0]
+            advance(before - done)
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    def _write_split(self, texts: Iterator[bytes], split: Split) -> list[Shard]:
+        def count() -> Iterator[str]:
+            for data in texts:
+                text = data.decode()
+                if text.strip():
+                    self.report.documents[split] += 1
+                    self.report.chars[split] += len(text)
+                    yield text
 
-
-def _iter_buckets(documents: Iterator[str], num_bytes: int, rng: random.Random, dest: Path) -> Iterator[list[str]]:
-    """Deal documents at random into buckets that fit in memory, and yield one bucket at a time."""
-    num_buckets = -(-num_bytes // BUCKET_BYTES)
-    if num_buckets <= 1:
-        yield list(documents)
-        return
-    with tempfile.TemporaryDirectory(prefix=".import_", dir=dest) as folder:
-        paths = [Path(folder) / f"{index}.jsonl" for index in range(num_buckets)]
-        handles = [path.open("w", encoding="utf-8") for path in paths]
-        try:
-            for text in documents:
-                rng.choice(handles).write(json.dumps(text) + "\n")
-        finally:
-            for handle in handles:
-                handle.close()
-        for path in paths:
-            with path.open(encoding="utf-8") as file:
-                bucket = [json.loads(line) for line in file]
-            path.unlink()
-            if bucket:
-                yield bucket
+        return write_shard_files(self.dest, count(), split)

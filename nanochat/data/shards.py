@@ -3,29 +3,28 @@
 Knows neither tokens nor ranks. A folder is a data set exactly where it has a manifest, which is written last.
 """
 
-import errno
-import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.errors import CapacityError, DataError, MissingError
+from nanochat.data.dataset import (
+    MANIFEST,
+    TEXT_COLUMN,
+    Manifest,
+    Shard,
+    Split,
+    load_manifest,
+    order_again,
+    replace_file,
+    replace_manifest,
+)
+from nanochat.errors import DataError, MissingError
 from nanochat.manifest import hash_file
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
-
-MANIFEST = "shards.json"
-VERSION = 1
-TEXT_COLUMN = "text"
 SHARD_BYTES = 256_000_000
 """Text of one shard: the size of the fineweb-edu shards."""
 GROUP_DOCUMENTS = 1_000
@@ -38,45 +37,6 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A parquet file of the data set. bytes: of the file."""
-
-    name: str
-    split: Split
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a data set consists of, in reading order."""
-
-    shards: tuple[Shard, ...]
-    column: str = TEXT_COLUMN
-
-    def of(self, split: Split) -> tuple[Shard, ...]:
-        return tuple(shard for shard in self.shards if shard.split == split)
-
-    def num_rows(self, split: Split) -> int:
-        return sum(shard.rows for shard in self.of(split))
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the contents in reading order: two data sets with one hash give the same training."""
-        return self._hash(self.shards)
-
-    def hash_of(self, split: Split) -> str:
-        """SHA-256 over the contents of one split in reading order."""
-        return self._hash(self.of(split))
-
-    @staticmethod
-    def _hash(shards: tuple[Shard, ...]) -> str:
-        lines = [f"{shard.split} {shard.sha256}\n" for shard in shards]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
 class RowGroup:
     """One row group of one shard. num_bytes: of its texts, as parquet counts them before it compresses."""
 
@@ -85,41 +45,6 @@ class RowGroup:
     column: str
     num_rows: int
     num_bytes: int
-
-
-def load_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a data set; the shards themselves are not touched.
-
-    Raises MissingError where the folder is no data set and DataError where the manifest cannot be read.
-    """
-    path = directory / MANIFEST
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise MissingError(f"there is no data set in {directory} (no {MANIFEST})", _again(directory)) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}", _again(directory)) from error
-    try:
-        if value["version"] != VERSION:
-            raise DataError(f"{path} has version {value['version']}, not {VERSION}", _again(directory))
-        shards = tuple(Shard(**shard) for shard in value["shards"])
-        if any(shard.split not in SPLITS or Path(shard.name).name != shard.name for shard in shards):
-            raise ValueError("a shard's split or name is wrong")
-        return Manifest(shards, str(value["column"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a manifest of shards: {error}", _again(directory)) from error
-
-
-def save_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest atomically: from here on the folder is this data set."""
-    value = {"version": VERSION, "column": manifest.column, "shards": [asdict(shard) for shard in manifest.shards]}
-    with _replace(directory / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def describe_shard(path: Path, split: Split) -> Shard:
-    """Hash a parquet file that is already in place, for a manifest. Raises DataError where it is not parquet."""
-    return Shard(path.name, split, open_shard(path).metadata.num_rows, path.stat().st_size, hash_file(path))
 
 
 def write_shards(
@@ -143,15 +68,6 @@ def write_shards(
     return manifest
 
 
-def replace_manifest(directory: Path, manifest: Manifest) -> None:
-    """Make the folder this data set, then delete the shards that it no longer names."""
-    save_manifest(directory, manifest)
-    named = {shard.name for shard in manifest.shards}
-    for path in directory.glob("shard_*.parquet"):
-        if path.name not in named:
-            path.unlink()
-
-
 def write_shard_files(
     directory: Path,
     documents: Iterable[str],
@@ -168,7 +84,7 @@ def write_shard_files(
     shards = []
     while group is not None:
         path, rows, size = directory / f"shard_{number:05d}.parquet", 0, 0
-        with _replace(path) as temporary:
+        with replace_file(path) as temporary:
             schema = pa.schema([pa.field(TEXT_COLUMN, pa.string())])
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 while group is not None and (size == 0 or size + group[1] <= shard_bytes):
@@ -178,7 +94,7 @@ def write_shard_files(
                     )
                     rows, size = rows + len(texts), size + max(1, text_bytes)
                     group = next(groups, None)
-        shards.append(Shard(path.name, split, rows, path.stat().st_size, hash_file(path)))
+        shards.append(Shard(path.name, split, rows, path.stat().st_size, hash_file(path), size))
         number += 1
     return shards
 
@@ -193,15 +109,21 @@ def verify_dataset(directory: Path, progress: Progress | None = None) -> Manifes
     for shard in manifest.shards:
         path = directory / shard.name
         if not path.is_file():
-            raise DataError(f"{path} is missing", _again(directory))
+            raise DataError(f"{path} is missing", order_again(directory))
         if path.stat().st_size != shard.bytes:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes, not {shard.bytes:,}", _again(directory))
-        if hash_file(path) != shard.sha256:
-            raise DataError(f"{path} is corrupt: its SHA-256 is not that of the manifest", _again(directory))
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes, not {shard.bytes:,}", order_again(directory))
+        try:
+            is_same = hash_file(path) == shard.sha256
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}", order_again(directory)) from error
+        if not is_same:
+            raise DataError(f"{path} is corrupt: its SHA-256 is not that of the manifest", order_again(directory))
         file = open_shard(path)
         check_column(file, path, manifest.column)
         if file.metadata.num_rows != shard.rows:
-            raise DataError(f"{path} has {file.metadata.num_rows:,} documents, not {shard.rows:,}", _again(directory))
+            raise DataError(
+                f"{path} has {file.metadata.num_rows:,} documents, not {shard.rows:,}", order_again(directory)
+            )
         done += shard.bytes
         if progress:
             progress(done, total)
@@ -215,22 +137,20 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
     """
     manifest = load_manifest(directory)
     if not manifest.of(split):
-        raise MissingError(f"the data set {directory} has no {split} shard", _again(directory))
+        raise MissingError(f"the data set {directory} has no {split} shard", order_again(directory))
     groups = []
     for shard in manifest.of(split):
         path = directory / shard.name
         file = open_shard(path)
         check_column(file, path, manifest.column)
         if (size := path.stat().st_size) != shard.bytes:
-            raise DataError(f"{path} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}", _again(directory))
-        place = file.schema_arrow.get_field_index(manifest.column)
+            raise DataError(f"{path} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}", order_again(directory))
         for index in range(file.num_row_groups):
-            about = file.metadata.row_group(index)
-            if about.num_rows:
-                num_bytes = about.column(place).total_uncompressed_size
-                groups.append(RowGroup(path, index, manifest.column, about.num_rows, num_bytes))
+            num_rows, num_bytes = file.metadata.row_group(index).num_rows, measure_group(file, index, manifest.column)
+            if num_rows:
+                groups.append(RowGroup(path, index, manifest.column, num_rows, num_bytes))
     if not groups:
-        raise DataError(f"the data set {directory} has no {split} documents", _again(directory))
+        raise DataError(f"the data set {directory} has no {split} documents", order_again(directory))
     return groups
 
 
@@ -241,7 +161,7 @@ def read_row_group(group: RowGroup) -> pa.ChunkedArray:
             return file.read_row_group(group.index, columns=[group.column]).column(0)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"cannot read row group {group.index} of {group.path}: {error}", _again(group.path.parent)
+            f"cannot read row group {group.index} of {group.path}: {error}", order_again(group.path.parent)
         ) from error
 
 
@@ -257,6 +177,13 @@ def iter_documents(directory: Path, split: Split) -> Iterator[str]:
         for text in array.to_pylist():
             if text:
                 yield text
+
+
+def measure_group(file: pq.ParquetFile, index: int, column: str) -> int:
+    """Bytes of a row group's texts, about: as parquet counts them before it compresses."""
+    group = file.metadata.row_group(index)
+    columns = (group.column(place) for place in range(group.num_columns))
+    return sum(about.total_uncompressed_size for about in columns if about.path_in_schema == column)
 
 
 def check_column(file: pq.ParquetFile, path: Path, column: str) -> None:
@@ -277,9 +204,9 @@ def open_shard(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, memory_map=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing", _again(path.parent)) from None
+        raise DataError(f"{path} is missing", order_again(path.parent)) from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}", _again(path.parent)) from error
+        raise DataError(f"{path} is not a readable parquet file: {error}", order_again(path.parent)) from error
 
 
 def _iter_groups(documents: Iterable[str], group_documents: int) -> Iterator[tuple[list[str], int]]:
@@ -294,34 +221,3 @@ def _iter_groups(documents: Iterable[str], group_documents: int) -> Iterator[tup
         size += text_bytes
     if texts:
         yield texts, size
-
-
-@contextmanager
-def _replace(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes path, durably, where the block ends well, and vanishes where it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if hasattr(os, "O_DIRECTORY"):  # the rename itself lives in the folder; Windows has no handle for that
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(
-                f"the disk of {path.parent} is full", "free some space and run the command again"
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _again(directory: Path) -> str:
-    if (directory / "source.json").is_file():  # it was downloaded
-        return "nanochat download verify --repair"
-    return f"nanochat download import FOLDER --name {directory.name}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from nanochat.disk import disk_errors
 
@@ -19,15 +20,7 @@ def lock_folder(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     The system releases it when the process ends, however it ends. Hold several in the order of their paths.
     """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
-    with file:
-        if not _try(file.fileno()):
-            file.seek(0)
-            say(f"waiting for process {file.read().strip() or '?'}, which is working in {folder}")
-            while not _try(file.fileno()):
-                time.sleep(POLL_SECONDS)
+    with _open_locked(folder, say) as file:
         with suppress(OSError):  # the name helps people only
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"{os.getpid()}\n".encode())
@@ -36,6 +29,22 @@ def lock_folder(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 os.ftruncate(file.fileno(), 0)
+
+
+def _open_locked(folder: Path, say: Callable[[str], None]) -> TextIO:
+    while True:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open("a+", encoding="utf-8")
+        if not _try(file.fileno()):
+            file.seek(0)
+            say(f"waiting for process {file.read().strip() or '?'}, which is working in {folder}")
+            while not _try(file.fileno()):
+                time.sleep(POLL_SECONDS)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                return file
+        file.close()  # who held it has removed it
 
 
 def _try(descriptor: int) -> bool:

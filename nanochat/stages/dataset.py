@@ -42,8 +42,7 @@ def open_dataset(workspace: Workspace, name: str, display: "Display", world: "Wo
         folder = workspace.dataset(name)
         if name == DEMO and not (folder / MANIFEST).is_file():
             display.say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
-            with disk_errors(folder):
-                make_demo(folder)
+            make_demo(folder)
         return find_dataset(workspace, name)
 
     if world is None:
@@ -55,8 +54,9 @@ def open_dataset(workspace: Workspace, name: str, display: "Display", world: "Wo
 
 def make_demo(folder: Path) -> None:
     """Write the demo's shards; the folder becomes a data set only when both splits are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for split in ("train", "val"):
-        shards += write_shard_files(folder, generate_documents(DEMO_CHARS[split], split=split), split)
-    replace_manifest(folder, Manifest(tuple(shards)))
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = []
+        for split in ("train", "val"):
+            shards += write_shard_files(folder, generate_documents(DEMO_CHARS[split], split=split), split)
+        replace_manifest(folder, Manifest(tuple(shards)))

@@ -225,11 +225,21 @@ TABLE = [
     ),
     ("train mid --run r", broken_settings, 4, "settings.json cannot be read", "nanochat chat r"),
     # text of your own
-    ("download import nowhere", nothing, 2, "there is no folder or file nowhere", "ls"),
-    ("download import empty --name mine", text_folder, 2, "it is empty", "choose another folder"),
+    ("download import nowhere", nothing, 3, "there is no folder or file nowhere", "ls"),
+    ("download import empty --name mine", text_folder, 4, "it is empty", "ls -la empty"),
     ("download import bad --name mine", text_folder, 4, "a.jsonl:2 is not JSON", "sed -n 2p"),
+    (
+        "download import bad --name mine --column body",
+        text_folder,
+        4,
+        "a.jsonl:1 has no key 'body'; its keys are 'text'",
+        "nanochat download import bad --name mine --column text",
+    ),
     ("download import bad --name a/b", text_folder, 2, "data set 'a/b' is not a name", "--name mine"),
-    ("download import bad --name mine", present_dataset, 2, "there already is a data set 'mine'", " --yes"),
+    ("download import bad --name demo", text_folder, 2, "'demo' is the name of a data set", "--name mine"),
+    ("download import bad --name x --val-share 2", text_folder, 2, "not between 0 and 1", "--val-share 0.05"),
+    ("download import bad --name x --encoding abc", text_folder, 2, "no encoding 'abc'", "--encoding latin-1"),
+    ("download import bad --name mine", present_dataset, 2, "there already is a data set 'mine'", "--name mine-2"),
 ]
 
 

@@ -60,7 +60,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(CapacityError, match="full"):
         write_shards(tmp_path, ["text"], "train")
     assert not list(tmp_path.iterdir())
