@@ -46,9 +46,9 @@ def test_the_others_wait_for_the_text_that_rank_0_makes(tmp_path: Path, monkeypa
 
 
 def test_a_disk_that_fails_rank_0_ends_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(folder: Path) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset, "make_demo", fail)
+    monkeypatch.setattr(dataset, "write_shard_files", fail)
     errors = run_ranks(lambda world: dataset.open_dataset(Workspace(tmp_path), "demo", Display(quiet=True), world))
     assert [type(error) for error in errors] == [CapacityError] * 2
