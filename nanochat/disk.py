@@ -17,6 +17,8 @@ from nanochat.errors import CapacityError, DataError, NanochatError
 from nanochat.processes import is_running
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""How file systems without fsync answer it; EBADF where a folder is opened for reading, which must do."""
 FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 """What a disk does to us; any other error of the system is more likely a bug of ours."""
 MEND = "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`"
@@ -46,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
 
 
 @contextmanager
@@ -84,13 +86,46 @@ def await_path(path: Path, seconds: float = SHARED_SECONDS) -> None:
         time.sleep(0.2)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder down to the disk: without it, a power cut may undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(descriptor: int) -> bool:
+    """Bring what was written to a file down to the disk; False where the file system does not offer that.
+
+    `describe_unsynced` says it to people, once for a run and once for a command.
+    """
     try:
         os.fsync(descriptor)
+        return True
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
+
+
+def sync_folder(folder: Path) -> bool:
+    """Bring the names in a folder down to the disk: without it, a power cut may undo a rename.
+
+    False where the file system does not offer that, as some network disks do not: not to open a folder, or not to
+    sync it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EISDIR):
+            raise
+        return False
+    try:
+        return sync_file(descriptor)
     finally:
         os.close(descriptor)
+
+
+def describe_unsynced(folder: Path) -> str:
+    """What a power cut may do in a folder that cannot be synced; "" where it can, or is not there yet."""
+    try:
+        if sync_folder(folder):
+            return ""
+    except OSError:  # what writes there says what is wrong
+        return ""
+    return f"the file system of {folder} does not sync folders: a power cut may lose the newest file"
 
 
 def format_size(size: float) -> str:

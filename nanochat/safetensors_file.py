@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanochat.disk import sync_file
+
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -54,7 +56,7 @@ def write_tensors(
         for block in chain([len(header).to_bytes(8, "little") + header], (_bytes_of(tensor) for _, tensor in ordered)):
             size += _write_all(file.fileno(), block)
             digest.update(block)
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from nanochat.cli.options import Invocation, command, new_group
-from nanochat.disk import CHOOSE_ANOTHER, disk_errors, format_size
+from nanochat.disk import CHOOSE_ANOTHER, describe_unsynced, disk_errors, format_size
 from nanochat.errors import UsageError
 from nanochat.paths import ModelPath
 
@@ -47,6 +47,8 @@ def export_hf(
     invocation.console.say(
         f"{export.num_params:,} weights in {dtype}, {size}, {template} chat template; read back and compared"
     )
+    if warning := describe_unsynced(folder):
+        invocation.console.say(warning)
     if invocation.as_json:
         invocation.console.show_json(export.to_dict())
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation
+from nanochat.disk import describe_unsynced
 from nanochat.errors import InterruptError
 from nanochat.sources import CORE_URL
 
@@ -55,6 +56,8 @@ def fetch(
         finally:
             for reason, count in fetcher.progress.problems.most_common():
                 line.say(f"tried again {count:,} time{'s' * (count > 1)}: {reason}")
+        if warning := describe_unsynced(invocation.home):
+            line.say(warning)
     return records
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat.disk import disk_errors, sync_folder
+from nanochat.disk import disk_errors, sync_file, sync_folder
 from nanochat.errors import DataError, MissingError
 
 Split = Literal["train", "val"]
@@ -116,7 +116,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
         finally:

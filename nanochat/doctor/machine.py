@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from nanochat.disk import describe_unsynced
 from nanochat.doctor.finding import Finding, format_gigabytes
 from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version, usable_cores
 from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
@@ -68,6 +69,10 @@ def check_home(home: Path) -> Finding:
         return Finding("home", "fail", f"{parent} is not a folder", fix)
     if not os.access(parent, os.W_OK | os.X_OK):
         return Finding("home", "fail", f"{parent} is not writable", fix)
+    if warning := describe_unsynced(parent):
+        return Finding(
+            "home", "warn", warning, "nanochat doctor --home DIR  # on a local disk, for what is irreplaceable"
+        )
     return Finding("home", "ok", f"{home}" if parent == home else f"{home} (will be created)")
 
 

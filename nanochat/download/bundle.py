@@ -3,7 +3,6 @@
 core.yaml is put into place last: its presence means that the bundle is whole. Knows nothing of what is in the tasks.
 """
 
-import os
 import shutil
 import stat
 import zipfile
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from nanochat.disk import check_space, disk_errors, sync_folder
+from nanochat.disk import check_space, disk_errors, sync_file, sync_folder
 from nanochat.download.faults import Fault, WrongContentError, persist
 from nanochat.download.record import Entry, Record, load_record, save_record, sweep
 from nanochat.download.transfer import BLOCK_BYTES, Digest, Remote, Transfer, size_of
@@ -204,7 +203,7 @@ def _copy(member: Member, target: Path) -> Entry:
             digest.update(block)
             file.write(block)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
     size = digest.size
     if size != member.size:
         raise WrongContentError(f"is no whole zip archive: {member.path} has {size:,} bytes, not {member.size:,}")

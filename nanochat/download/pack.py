@@ -6,7 +6,6 @@ Nothing is taken from an archive that its list does not name, and nothing is in 
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nanochat.disk import check_space, disk_errors, sync_folder
+from nanochat.disk import check_space, disk_errors, sync_file, sync_folder
 from nanochat.download.bundle import SENTINEL, check_path
 from nanochat.download.lock import lock_folder
 from nanochat.download.record import RECORD
@@ -91,7 +90,7 @@ def pack(workspace: Workspace, target: Path, show: Show) -> list[Packed]:
                         if reader.hex != item.sha256 or file.read(1):
                             raise DataError(f"{workspace.home / item.path} changed while it was packed", "")
             with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             temporary.replace(target)
             sync_folder(target.parent)
         finally:
@@ -201,7 +200,7 @@ def _place(content: IO[bytes], target: Path, item: Packed, source: Path) -> None
                 digest.update(block)
                 file.write(block)
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         if digest.hexdigest() != item.sha256:
             raise DataError(f"{item.path} in {source} is damaged: its SHA-256 differs", "copy the archive again")
         part.replace(target)

@@ -5,7 +5,6 @@ A kill at any moment leaves a `.part` file, which the next attempt goes on from,
 
 import errno
 import hashlib
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from nanochat.disk import disk_errors, sync_folder
+from nanochat.disk import disk_errors, sync_file, sync_folder
 from nanochat.download.faults import Fault, Pace, Patience, StoppedFetchError, WrongContentError, persist
 from nanochat.download.hub import Hub, HubFile
 from nanochat.errors import DataError
@@ -93,7 +92,7 @@ class Transfer:
                 attempt, self.patience, self.stop, self.progress.note, lambda: gained > min(PROGRESS_BYTES, whole // 20)
             )
             with part.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             part.replace(target)
             validator_path(part).unlink(missing_ok=True)
             sync_folder(target.parent)

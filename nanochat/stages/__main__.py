@@ -14,7 +14,7 @@ from typing import TextIO
 
 import torch
 
-from nanochat.disk import FAILING, name_error
+from nanochat.disk import FAILING, describe_unsynced, name_error
 from nanochat.errors import NanochatError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.processes import end_with_parent
@@ -122,6 +122,8 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
             prepare_determinism()
         world = open_world(pick_device(settings.runtime.device), rank, settings.runtime.hang_seconds)
         watch.join()
+        if world.is_main and (warning := describe_unsynced(run.root)):
+            display.say(warning)
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
         job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
         with memory_errors(job, options.stage):

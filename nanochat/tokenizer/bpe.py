@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import _rustbpe
+from nanochat.disk import sync_file, sync_folder
 from nanochat.errors import DataError, MissingError, UsageError
 
 SPECIAL_TOKENS = (
@@ -109,8 +110,9 @@ class Tokenizer:
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             temporary.replace(folder / name)
+        sync_folder(folder)
 
 
 def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:

@@ -2,10 +2,9 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
-from nanochat.disk import disk_errors, write_atomically
+from nanochat.disk import disk_errors, sync_file, write_atomically
 
 SMOOTHING = 0.9  # of the running mean: its memory is about ten logged steps
 
@@ -32,7 +31,7 @@ class MetricsFile:
         with disk_errors(self.path.parent):
             if self.path.is_file():
                 with self.path.open("rb") as file:
-                    os.fsync(file.fileno())
+                    sync_file(file.fileno())
 
     def read(self) -> list[dict]:
         """Every whole record; a line that a crash cut short is left out."""

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -109,6 +110,23 @@ def test_a_worker_whose_launcher_was_killed_saves_and_stops(start_run: Start) ->
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
     steps = RunPaths(settings.parent).stage("base").steps()
     assert steps and steps[-1] >= MetricsFile(metrics).read()[-1]["step"]
+
+
+def test_a_disk_that_syncs_no_folder_stops_nothing_and_is_said_once(
+    start_run: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    settings = start_run()
+    shutil.rmtree(settings.parent / "tokenizer")
+    assert main(["tokenizer", str(settings)]) == 0
+    assert capsys.readouterr().err.count("a power cut may lose the newest file") == 1
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float = 60) -> None:
