@@ -80,8 +80,8 @@ def choose_letters(
             ids = [tokenizer.encode(letter)[0] for letter in letters[place]]
             if len(set(ids)) < len(ids):
                 raise ValueError(f"the choices {', '.join(letters[place])} begin with the same token")
-            weight = model.head_weight[torch.tensor(ids, device=device)].float()
-            logits = weight @ hidden[row, len(prompts[place]) - 1].float()
+            weight = model.head_weight[torch.tensor(ids, device=device)].to(hidden.dtype)  # as for all other logits
+            logits = weight.float() @ hidden[row, len(prompts[place]) - 1].float()
             chosen[place] = letters[place][int(logits.argmax())]
         report(start + len(places), len(prompts))
     return chosen

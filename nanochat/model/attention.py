@@ -40,7 +40,7 @@ def normalize(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias whose float32 weight is cast to the type of its input."""
+    """A linear layer without bias whose weight is cast to the type of its input, if it is of another."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)

@@ -57,7 +57,10 @@ def run_block(block: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor], cach
 
 
 class GPT(nn.Module):
-    """Ids to logits. Weights are float32; `compute_dtype` is the type of the activations."""
+    """Ids to logits. `compute_dtype` is the type of the activations.
+
+    Weights are float32 to be trained; `cast_weights` gives a model for inference.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -87,8 +90,22 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's rows of real ids, (V, C) float32: padding takes no part in the softmax."""
+        """The head's rows of real ids, (V, C): padding takes no part in the softmax."""
         return self.head.weight[: self.config.vocab_size]
+
+    def cast_weights(self) -> "GPT":
+        """A model for inference whose weights are in compute_dtype: the same bits, with no cast for every token.
+
+        A copy of what the weights are now; the model itself, if they are of that type.
+        """
+        if self.head.weight.dtype == self.compute_dtype:
+            return self
+        with torch.device("meta"):
+            model = GPT(self.config)
+        model.compute_dtype = self.compute_dtype
+        state = {name: weight.to(self.compute_dtype) for name, weight in self.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        return model.requires_grad_(False).eval()
 
     def hidden(self, ids: Tensor, cache: Cache | None = None, run_block: BlockFunction = run_block) -> Tensor:
         """Final normalised states (B, T, C) in compute_dtype of ids (B, T) int64. run_block: compiled or not."""

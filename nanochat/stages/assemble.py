@@ -49,8 +49,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Load a model for inference with its tokenizer; the dict is the checkpoint's meta.
 
-    dtype: what the model computes in; its weights stay float32. Raises DataError where the checkpoint is
-    corrupt or was trained with another tokenizer than the one that lies there.
+    dtype: what the model computes in, and the type of its weights. Raises DataError where the checkpoint is corrupt or
+    was trained with another tokenizer than the one that lies there.
     """
     checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
     return assemble_model(model_path, checkpoint, device, dtype, kind)
@@ -62,9 +62,9 @@ def assemble_model(
     """load_model, of a checkpoint that is read already."""
     tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
     check_tokenizer(checkpoint.meta, tokenizer, str(model_path))
-    model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype)
+    model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype, weights_dtype=dtype)
     load_weights(model, checkpoint.model, str(model_path))
-    model.eval()
+    model.requires_grad_(False).eval()
     return model, tokenizer, checkpoint.meta
 
 
@@ -116,10 +116,12 @@ def suggest_whole(model_path: ModelPath) -> str:
     return f"nanochat resume {name}  # looks at all of its checkpoints"
 
 
-def build_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
-    """A model without meaningful weights on a device: initialise or load them next."""
+def build_model(
+    config: GPTConfig, device: torch.device, dtype: torch.dtype, weights_dtype: torch.dtype = torch.float32
+) -> GPT:
+    """A model without meaningful weights on a device: initialise or load them next. weights_dtype: float32 to train."""
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(config).to(weights_dtype)
     model = model.to_empty(device=device)
     model.compute_dtype = dtype
     return model

@@ -195,7 +195,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         if not world.is_main or any(record["step"] == state.step for record in samples.read()):
             return
         model.eval()
-        for sample in course.sample(model):
+        for sample in course.sample(model.cast_weights()):
             samples.append({"step": state.step, **sample.to_dict()})
             display.say(f"step {state.step}: {sample.prompt!r} -> {sample.text!r}")
 

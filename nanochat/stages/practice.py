@@ -108,7 +108,8 @@ class Practice:
                 self.display.advance(name, done, total, "answers")
 
         with any_kernels():
-            return sample_groups(self.model, self.tokenizer, task, questions, plan, self.job.world, progress)
+            sampler = self.model.cast_weights()  # anew each time: never the weights of a step before
+            return sample_groups(sampler, self.tokenizer, task, questions, plan, self.job.world, progress)
 
     def take(self) -> list[WeightedBatch]:
         """Sample the answers of the next step and make this rank's micro-batches; [] where nothing can be learnt."""

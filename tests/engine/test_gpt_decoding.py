@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nanochat.engine.engine import Engine, generate
 from nanochat.engine.kv_cache import KVCache, cache_bytes
@@ -62,3 +63,44 @@ def test_the_cache_has_the_type_that_the_model_computes_in() -> None:
     sizes = (model.config.n_layer, model.config.n_kv_head, model.config.head_dim, 2, engine.max_context)
     assert cache_bytes(*sizes, torch.bfloat16) == sum(part.numel() * part.element_size() for part in own)
     assert [len(a) for a in generate(engine, [[1], [2, 3]], SamplingParams(max_new_tokens=5))] == [5, 5]
+
+
+class CountedCasts(TorchFunctionMode):
+    """Counts the matrices that `.to` turns into another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.to and isinstance(args[0], torch.nn.Parameter):
+            self.count += result.dtype != args[0].dtype
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_weights_cast_once_give_the_same_bits_without_a_cast_for_every_token(dtype: torch.dtype) -> None:
+    trained = random_gpt(2, dtype)
+    cast = trained.cast_weights()
+    assert {weight.dtype for weight in cast.parameters()} == {dtype}
+    assert {weight.dtype for weight in trained.parameters()} == {torch.float32}  # they go on being trained
+    ids = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(trained(ids), cast(ids)) and cast(ids).dtype == torch.float32
+    assert torch.equal(trained.token_nll(ids, ids), cast.token_nll(ids, ids))
+    caches = [KVCache(3, 2, 8, 3, 48, dtype, torch.device("cpu")) for _ in range(2)]
+    for length in range(40):
+        with CountedCasts() as casts:
+            cached = cast(ids[:, length : length + 1], caches[1].decode([length] * 3))
+        assert casts.count == 0
+        assert torch.equal(trained(ids[:, length : length + 1], caches[0].decode([length] * 3)), cached)
+
+
+def test_a_cast_of_the_weights_is_what_they_are_now() -> None:
+    trained = random_gpt(2, torch.bfloat16)
+    before = trained.cast_weights()
+    with torch.no_grad():
+        trained.head.weight.mul_(2)
+    assert torch.equal(trained.cast_weights().head.weight, 2 * before.head.weight)
+    assert random_gpt(2).cast_weights().head.weight.requires_grad  # float32 already: the model itself, still trained

@@ -1,5 +1,6 @@
 """The scores of a small random GPT equal those of the slow, obvious way."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import torch
 from nanochat.engine.sampling import SamplingParams
 from nanochat.evals.answering import choose_letters, generate_answers
 from nanochat.evals.bpb import measure_bits
+from nanochat.evals.core import score_trees
+from nanochat.evals.core_prompt import Tree
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 
@@ -87,3 +90,21 @@ def test_answers_equal_greedy_decoding_without_a_cache(model: GPT, batch_size: i
         if SPECIAL["<|python_end|>"] not in ids:  # a tool would have answered
             assert answer == ids[len(prompt) :]
     assert any(answers)
+
+
+@torch.no_grad()
+def test_scores_are_the_same_bits_with_weights_that_are_cast_once(model: GPT) -> None:
+    trained = copy.deepcopy(model)
+    trained.compute_dtype = torch.bfloat16
+    prompts = make_prompts(16)
+    params = [SamplingParams(temperature=1.0, seed=seed, max_new_tokens=12) for seed in range(16)]
+    trees = [Tree(prompt, (tuple(prompt[:3]), tuple(prompt[-2:])), (2, 1)) for prompt in prompts]
+
+    def score(model: GPT) -> tuple:
+        def say(done: int, num_all: int) -> None: ...
+
+        letters = choose_letters(model, TOKENIZER, prompts, [("A", "B", "C", "D")] * 16, 5, say)  # type: ignore[arg-type]
+        answers = generate_answers(model, TOKENIZER, prompts, params, 8, say)  # type: ignore[arg-type]
+        return letters, answers, score_trees(trees, model, 0, torch.device("cpu"))
+
+    assert score(trained.cast_weights()) == score(trained)

@@ -233,6 +233,20 @@ def test_another_tokenizer_or_model_is_refused(start_run: Start, capsys: pytest.
         load_model(model_path, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_for_inference_has_weights_in_the_compute_type_and_the_same_bits(
+    trained_home: Path, dtype: torch.dtype
+) -> None:
+    path = Workspace(trained_home).resolve_model("whole/sft")
+    loaded, _, _ = load_model(path, torch.device("cpu"), dtype)
+    assert {weight.dtype for weight in loaded.parameters()} == {dtype}
+    exact, _, _ = load_model(path, torch.device("cpu"), torch.float32)
+    exact.compute_dtype = dtype  # casts its weights for every token
+    ids = torch.arange(60).view(2, 30) * 5
+    with torch.no_grad():
+        assert torch.equal(loaded(ids), exact(ids))
+
+
 def test_missing_settings_and_a_wrong_key_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs" / "a" / "settings.json"
     assert main(["base", str(path)]) == 3
