@@ -30,7 +30,7 @@ def name_fault(error: Exception, path: Path | None) -> NanochatError:
             f"ls -ld {folder}  # is it a folder that you may write to? or {WITHOUT}",
         )
     # All three files of it: SQLite's log beside the file holds the newest conversations.
-    hint = f"mv {folder} {folder}.old  # after ending every nanochat that uses it; a new one is made"
+    hint = f"mv -n {folder} {folder}.old  # after ending every nanochat that uses it; a new one is made"
     return DataError(f"the conversations in {path} are damaged: {error}", hint)
 
 

@@ -71,7 +71,10 @@ def repair_damage(invocation: Invocation, damages: list["Damage"], own: list[Pat
     record = load_record(core) if len(hub) < len(damages) else None
     source = None if record is None else record.repo
     if source == BY_HAND:
-        raise DataError(f"the bundle in {core} was put there by hand and is damaged", f"rm -r {core}  # then fetch it")
+        raise DataError(
+            f"the bundle in {core} was put there by hand and is damaged",
+            f"mv -n {core} {core}-before; nanochat download core",
+        )
     orders = set_aside(hub, invocation.console.say)
     if orders or source:
         for damage in damages:
@@ -82,7 +85,7 @@ def repair_damage(invocation: Invocation, damages: list["Damage"], own: list[Pat
         if folder.name != "demo":
             raise DataError(
                 f"{folder} is damaged, and it is yours to bring",
-                f"nanochat download import DIR --name {folder.name} --yes",
+                f"nanochat download import DIR --name {folder.name}",
             )
         from nanochat.stages.dataset import make_demo
 

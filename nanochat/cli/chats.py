@@ -70,7 +70,7 @@ def show(invocation: Invocation, chat: Chat) -> None:
         invocation.console.show(plain_text(f"{who}{branches}\n{said}\n"))
 
 
-@command(app, "export", "nanochat chats export latest --format jsonl > good.jsonl")
+@command(app, "export", "nanochat chats export latest --format jsonl >> good.jsonl")
 def export(
     invocation: Invocation,
     chat: Chat,

@@ -77,7 +77,9 @@ def check_folder(folder: Path, replace: bool) -> None:
     if not is_export(folder):
         raise UsageError(f"{folder} is not empty, and no export of ours", f"--out {shlex.quote(f'{folder}-2')}")
     if not replace:
-        raise UsageError(f"there is an export in {folder} already", "--yes  # or another --out")
+        raise UsageError(
+            f"there is an export in {folder} already", f"--out {shlex.quote(f'{folder}-2')}  # --yes replaces it"
+        )
 
 
 def is_export(folder: Path) -> bool:

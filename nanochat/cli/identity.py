@@ -31,7 +31,7 @@ def init(
     if out.is_dir():
         raise UsageError(f"{out} is a folder", f"--out {out / 'identity.jsonl'}")
     if out.exists() and not invocation.yes:
-        raise UsageError(f"{out} is there already", "--yes  # or another --out")
+        raise UsageError(f"{out} is there already", f"--out {out.with_stem(f'{out.stem}-2')}  # --yes writes over it")
     conversations = write_identity(name, maker)
     if invocation.dry_run:
         invocation.console.show(f"would write {len(conversations)} conversations to {out}")

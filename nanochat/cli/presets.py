@@ -58,7 +58,10 @@ def copy(
     if file.is_dir():
         file /= f"{name}.toml"
     if file.exists() and not invocation.yes:
-        raise UsageError(f"{file} is already there", f"nanochat presets copy {name} {file} -y")
+        another = file.with_stem(f"{file.stem}-2")
+        raise UsageError(
+            f"{file} is already there", f"nanochat presets copy {name} {another}  # --yes writes over {file}"
+        )
     if invocation.dry_run:
         invocation.console.show(f"would write {file}")
         return

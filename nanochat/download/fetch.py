@@ -124,7 +124,8 @@ class Fetcher:
             record = load_record(order.folder)
             if record is not None and record.repo != order.repo:
                 raise DataError(
-                    f"{order.folder} holds {record.repo}, not {order.repo}", f"mv {order.folder} {order.folder}-before"
+                    f"{order.folder} holds {record.repo}, not {order.repo}",
+                    f"mv -n {order.folder} {order.folder}-before",
                 )
             if record is None or (self.update and self.make_hub is not None):
                 if self.make_hub is None:

@@ -26,6 +26,7 @@ LIST = "nanochat-pack.json"
 LIST_BYTES = 64_000_000
 VERSION = 1
 MANIFEST = "shards.json"
+OTHER_HOME = "--home DIR  # another one; --yes replaces what is there"
 LAST = (SENTINEL, MANIFEST, RECORD)
 """Files that make a folder what it is: put into place after all others, in this order."""
 UNIT = re.compile(r"(data/[A-Za-z0-9][\w.-]*|tasks/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|core)/")
@@ -154,7 +155,7 @@ def _check_unit(home: Path, unit: str, by_path: dict[str, Packed], replace: bool
         item = by_path.get(f"{unit}/{head.name}")
         if head.is_file() and (item is None or not _is_same(head, item)):
             if not replace:
-                raise UsageError(f"{home / unit} holds something else already (its {head.name} differs)", "--yes")
+                raise UsageError(f"{home / unit} holds something else already (its {head.name} differs)", OTHER_HOME)
             head.unlink()
 
 

@@ -74,7 +74,7 @@ def load_record(folder: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = f"rm {path}  # then download again: what is there is checked, not fetched again"
+        hint = f"mv -n {path} {path}.damaged  # then download again: what is there is checked, not fetched again"
         raise DataError(f"{path} cannot be read: {error}", hint) from error
 
 

@@ -119,4 +119,4 @@ def load_ranks(path: Path, pattern: str) -> Encode:
             raise ValueError("single bytes are missing")
         return tiktoken.Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
     except (OSError, ValueError, binascii.Error) as error:
-        raise DataError(f"{path} is not a rank file: {error}", f"rm {path}") from error
+        raise DataError(f"{path} is not a rank file: {error}", f"mv -n {path} {path}.damaged") from error

@@ -125,7 +125,7 @@ def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
         raise MissingError(
             f"there is no tokenizer in {folder}", f"nanochat tokenize train --run {Path(folder).parent.name}"
         )
-    again = f"rm -r {folder}; nanochat tokenize train --run {Path(folder).parent.name}"
+    again = f"mv -n {folder} {folder}.damaged; nanochat tokenize train --run {Path(folder).parent.name}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         merges = [(left, right) for left, right in values["merges"]]

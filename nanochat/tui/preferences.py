@@ -35,7 +35,9 @@ def read_preferences(path: Path) -> Preferences:
     except FileNotFoundError:
         return Preferences(path=path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", f"rm {path}  # the defaults come back") from None
+        raise UsageError(
+            f"cannot read {path}: {error}", f"mv -n {path} {path}.before  # the defaults come back"
+        ) from None
     return parse_preferences(text, path)
 
 

@@ -136,7 +136,7 @@ def test_a_damaged_a_newer_and_an_unwritable_file_are_sentences(tmp_path: Path) 
     damaged.write_bytes(b"no database at all" * 1000)
     with pytest.raises(DataError, match="file is not a database") as refused:
         ChatStore(damaged)
-    assert refused.value.hint.startswith(f"mv {tmp_path} {tmp_path}.old  # after ending every nanochat")
+    assert refused.value.hint.startswith(f"mv -n {tmp_path} {tmp_path}.old  # after ending every nanochat")
     newer = tmp_path / "newer.db"
     ChatStore(newer).close()
     with sqlite3.connect(newer) as db:

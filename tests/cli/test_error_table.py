@@ -221,7 +221,7 @@ TABLE = [
         file_with(""),
         2,
         "my.toml is already there",
-        "nanochat presets copy demo my.toml -y",
+        "nanochat presets copy demo my-2.toml  # --yes writes over my.toml",
     ),
     ("train mid --run r", broken_settings, 4, "settings.json cannot be read", "nanochat chat r"),
     # text of your own

@@ -218,7 +218,7 @@ def test_a_record_that_is_damaged_is_an_error_with_a_way_out(order, new_fetcher)
     (order.folder / "source.json").write_text('{"version": 1, "repo"')
     with pytest.raises(DataError, match="cannot be read") as caught:
         new_fetcher().fetch([order])
-    assert caught.value.hint.startswith(f"rm {order.folder / 'source.json'}")
+    assert caught.value.hint.startswith(f"mv -n {order.folder / 'source.json'} ")
 
 
 def test_a_record_or_listing_that_leads_out_of_the_folder_is_refused(server, tmp_path, new_fetcher) -> None:
