@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.manifest import is_edited, sign
 from nanochat.settings import Settings
 from nanochat.toml_lines import describe_place
 
@@ -280,7 +281,7 @@ def save_settings(path: Path, preset: str | None, settings: Settings, origins: O
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sign(record), indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -291,7 +292,12 @@ def read_saved(path: Path) -> tuple[str | None, Settings, Origins]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         settings = Settings.model_validate(record["settings"])
-        return record.get("preset"), settings, dict(record.get("origins") or {})
+        origins = dict(record.get("origins") or {})
+        if is_edited(record):  # an edited value is no default any more
+            plain = flatten(Settings().model_dump())
+            edited = [key for key, value in flatten(settings.model_dump()).items() if value != plain[key]]
+            origins |= {key: path.name for key in edited if origins.get(key) == "default"}
+        return record.get("preset"), settings, origins
     except FileNotFoundError:
         raise MissingError(f"there is no {path}", "nanochat runs ls") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -106,6 +106,21 @@ def verify_file(folder: Path, name: str, files: dict[str, dict]) -> None:
             raise DataError(f"{path} is corrupt: its SHA-256 is not the manifest's", hint)
 
 
+def sign(record: dict) -> dict:
+    """A record with the SHA-256 of what it says, by which an edit is known.
+
+    >>> is_edited(sign({"a": 1})), is_edited(sign({"a": 1}) | {"a": 2}), is_edited({"a": 1})
+    (False, True, False)
+    """
+    return record | {"sha256": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
+
+
+def is_edited(record: dict) -> bool:
+    """Whether a record says something else than when it was signed; one that never was is not known to."""
+    plain = {key: value for key, value in record.items() if key != "sha256"}
+    return "sha256" in record and record != sign(plain)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 as hexadecimal digits; reads 4 MiB at a time."""
     digest = hashlib.sha256()

@@ -11,7 +11,15 @@ from nanochat.cli.launch import ALONE, stopping_before
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
-from nanochat.cli.target import Target, check_dataset, choose_target, is_done, read_result, settle
+from nanochat.cli.target import (
+    Target,
+    check_dataset,
+    choose_target,
+    is_done,
+    read_result,
+    settle,
+    warn_of_changed_data,
+)
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_stage, describe_result, start
 from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
@@ -122,6 +130,7 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
         if part in STAGES:
             if is_done(target.run, part):
                 invocation.console.say(f"{describe_result(part, read_result(target.run, part))}, skipped")
+                warn_of_changed_data(invocation, target, part)
                 continue
             if part == "rl" and cluster.node_rank == 0 and not invocation.dry_run:
                 write_report(target.run)

@@ -21,19 +21,6 @@ from nanochat.stages.lock import find_holder
 if TYPE_CHECKING:
     from nanochat.settings import Settings
 
-FREE = frozenset(
-    {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "runtime.hang_seconds"}
-    | {"runtime.track", "runtime.deterministic", "batch.device_batch_size"}
-    | {f"checkpoint.{name}" for name in ("every", "keep", "keep_best", "keep_every")}
-    | {f"{stage}.{name}" for stage in ("base", "mid", "sft") for name in ("eval_every", "eval_tokens", "sample_every")}
-    | {f"rl.{name}" for name in ("eval_every", "eval_questions", "eval_samples", "sample_every", "check_questions")}
-    | {f"rl.{name}" for name in ("batch_size", "keep_rollouts")}
-)
-"""Settings that a run may change at any time: they say how, not what, is learned. So are all of [eval]."""
-
-SHARED = ("model", "batch", "runtime")
-"""Tables that every training stage hangs on."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -156,16 +143,25 @@ def find_changes(
     Raises UsageError where a stage has already used what differs.
     """
     from nanochat.layers import differing_keys
+    from nanochat.stages.inputs import describe_edit, find_edits, list_settings, read_inputs
 
     changed = differing_keys(saved, settings)
     stages = ("tokenizer", *TRAIN_STAGES)
-    users = [(find_user(run, key), key) for key in changed if key not in free]
-    used = [(stages.index(stage), key) for stage, key in users if stage is not None]
+    used: list[tuple[int, str, Any, Any]] = []
+    for number, stage in enumerate(stages):
+        if not has_started(run, stage):
+            continue
+        inputs = read_inputs(run, stage)
+        before = inputs.settings if inputs else list_settings(stage, saved)
+        edits = find_edits(before, list_settings(stage, settings))
+        if by_hand := {key: values for key, values in edits.items() if key not in changed}:
+            raise describe_edit(run, stage, by_hand)
+        used += [(number, key, *values) for key, values in edits.items() if key not in free]
     if not used:
         return changed
-    first, key = min(used)
-    before, now = changed[key]
-    more = f" (and {len(used) - 1} more)" if len(used) > 1 else ""
+    first, key, before, now = used[0]
+    num_more = len({key for _, key, _, _ in used}) - 1
+    more = f" (and {num_more} more)" if num_more else ""
     hint = f"{again}  # a new run; `--run {run.name}` alone keeps the settings"
     if first:  # what came before need not be trained again
         hint = f"nanochat runs copy {run.name} {copy} --until {stages[first - 1]} && {follow}"
@@ -174,18 +170,26 @@ def find_changes(
     )
 
 
-def find_user(run: RunPaths, key: str) -> str | None:
-    """The first stage of the run that has used a setting, None where it may still change."""
-    section = key.partition(".")[0]
-    if key in FREE or section == "eval":
-        return None
-    if key == "data.packing":
-        return "base" if has_started(run, "base") else None
-    if section in ("tokenizer", "data") or key == "runtime.seed":
-        if run.tokenizer.is_dir():
-            return "tokenizer"
-    stages = TRAIN_STAGES if section in (*SHARED, "data") else (section,)
-    return next((stage for stage in stages if has_started(run, stage)), None)
+def warn_of_changed_data(invocation: Invocation, target: Target, stage: str) -> None:
+    """Say what of the data of a finished stage is not what it learnt from, and what to do for the new one."""
+    from nanochat.stages.inputs import find_changed_data, hash_data, read_inputs
+
+    run, inputs = target.run, read_inputs(target.run, stage)
+    if inputs is None:
+        return
+    names = find_changed_data(inputs.data, hash_data(stage, target.settings, invocation.workspace))
+    if not names:
+        return
+    copy = name_copy(run)
+    again = f"nanochat run --preset {target.preset or 'NAME'} --run {copy}"
+    if stage != "tokenizer":
+        stages = ("tokenizer", *TRAIN_STAGES)
+        before = stages[stages.index(stage) - 1]
+        again = f"nanochat runs copy {run.name} {copy} --until {before} && nanochat run --run {copy}"
+    invocation.console.say(
+        f"warning: {', '.join(names)} has changed since {stage} was trained; {stage} knows what it was before. "
+        f"`{again}` trains on what it is now"
+    )
 
 
 def has_started(run: RunPaths, stage: str) -> bool:

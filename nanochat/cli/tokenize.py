@@ -18,7 +18,15 @@ from nanochat.cli.options import (
     new_group,
     read_utf8,
 )
-from nanochat.cli.target import check_dataset, choose_run, choose_target, is_done, read_result, write_target
+from nanochat.cli.target import (
+    check_dataset,
+    choose_run,
+    choose_target,
+    is_done,
+    read_result,
+    warn_of_changed_data,
+    write_target,
+)
 from nanochat.cli.train import describe_result, start
 from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
@@ -40,6 +48,7 @@ def train_tokenizer(
         write_target(invocation, target)
         done = describe_result("tokenizer", read_result(target.run, "tokenizer"))
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
+        warn_of_changed_data(invocation, target, "tokenizer")
     else:
         check_dataset(invocation, target.settings.data.dataset, target.choice)
         again = ("tokenize", "train", "--run", target.run.name)

@@ -18,6 +18,7 @@ from nanochat.cli.target import (
     is_done,
     read_result,
     settle,
+    warn_of_changed_data,
     write_target,
 )
 from nanochat.cli.tracking import Track, add_track, check_tracker
@@ -110,6 +111,7 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
     if is_done(run, stage) and not damage:
         write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
+        warn_of_changed_data(invocation, target, stage)
     else:
         before = BEFORE[stage]
         if not is_done(run, before):

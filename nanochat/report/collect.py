@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanochat.manifest import is_edited
 from nanochat.paths import RunPaths
 from nanochat.report.compression import KindReport, parse_compression
 from nanochat.report.practice import PracticeReport, collect_practice
@@ -95,11 +96,14 @@ def collect_report(run: RunPaths) -> ReportData:
         recorded = stage.result.get("environment")
         if not environment and isinstance(recorded, dict):
             environment = recorded
+    edits = _find_edits(run, saved.get("settings"), problems)
+    if not edits and is_edited(saved):
+        problems.append("settings.json was edited by hand: where its values come from may not hold")
     return ReportData(
         run=run.name,
         version=read_text(saved.get("nanochat_version")),
         preset=read_text(saved.get("preset")),
-        settings=_collect_settings(saved.get("settings"), origins if isinstance(origins, dict) else {}),
+        settings=_collect_settings(saved.get("settings"), (origins if isinstance(origins, dict) else {}) | edits),
         stages=tuple(stages),
         scores=_collect_scores(run, problems),
         environment=environment,
@@ -117,6 +121,22 @@ def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, item in value.items():
         rows += flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else [(f"{prefix}{key}", item)]
     return rows
+
+
+def _find_edits(run: RunPaths, settings: object, problems: list[str]) -> dict[str, str]:
+    """Origins of the settings that are not those that a stage was trained with, which is a problem too."""
+    now = dict(flatten(settings)) if isinstance(settings, dict) else {}
+    edits = {}
+    for stage in STAGES:
+        used = _read_object(run.stage(stage).root / "inputs.json", run, problems).get("settings")
+        for key, value in used.items() if isinstance(used, dict) else ():
+            if key in now and now[key] != value and key not in edits:
+                edits[key] = "edited by hand"
+                problems.append(
+                    f"settings.json was edited: it says {key} = {json.dumps(now[key])}, and {stage} was trained with "
+                    f"{json.dumps(value)}"
+                )
+    return edits
 
 
 def _collect_settings(settings: object, origins: dict[str, Any]) -> tuple[tuple[str, Any, str], ...]:

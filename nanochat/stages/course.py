@@ -33,9 +33,14 @@ from nanochat.runtime import can_compile, peak_flops
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
 from nanochat.stages.display import Display
+from nanochat.stages.inputs import (
+    continue_inputs,
+    dump_inputs,
+    inputs_path,
+)
 from nanochat.stages.job import Job
 from nanochat.stages.memory import MemoryWatch
-from nanochat.stages.outcome import announce, write_result
+from nanochat.stages.outcome import announce, read_inputs_of_all, write_result
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.training.loop import Batch, Event, Recipe, TrainState, train
 from nanochat.training.metrics import MetricsFile
@@ -115,11 +120,16 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         remove_stale(paths)
     world.barrier()
     model, optimizer, state = _open_state(job, course, display)
+    now = read_inputs_of_all(job, course.stage)
+    inputs = world.ask_main(lambda: continue_inputs(job.run, course.stage, now, state.step))
+    for change in inputs.changes:
+        display.say(f"warning: {change}; the result says so")
     metrics, samples = MetricsFile(paths.metrics), MetricsFile(paths.samples)
     if world.is_main:
         metrics.truncate(state.step)
         samples.truncate(state.step)
         write_atomically(paths.plan, json.dumps(course.plan, indent=1))
+        write_atomically(inputs_path(job.run, course.stage), dump_inputs(inputs))
         paths.result.unlink(missing_ok=True)
     world.barrier()
     state.best = world.ask_main(lambda: min(metrics.values("val_bpb").values(), default=None))
@@ -246,7 +256,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         loader.close()
         display.finish()
         tracking.close(display.say)
-    return write_result(job, course, state, metrics, compiled, memory.close(display))
+    return write_result(job, course, state, metrics, compiled, memory.close(display), inputs.changes)
 
 
 def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:

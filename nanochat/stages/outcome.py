@@ -1,19 +1,35 @@
 """The two ends of a training stage: what it says before its first step, and the result that it writes last."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import nanochat
 from nanochat.disk import write_atomically
+from nanochat.errors import UsageError
 from nanochat.model.accounting import count_params
 from nanochat.runtime import name_device
 from nanochat.stages.display import Display, format_seconds
+from nanochat.stages.inputs import Inputs, find_changed_data, hash_data, list_settings
 from nanochat.stages.job import Job
 from nanochat.training.loop import TrainState
 from nanochat.training.metrics import MetricsFile
 
 if TYPE_CHECKING:
     from nanochat.stages.course import Course
+
+
+def read_inputs_of_all(job: Job, stage: str) -> Inputs:
+    """What the stage depends on now. Collective: all ranks raise UsageError if one reads other data than rank 0."""
+    inputs = Inputs(list_settings(stage, job.settings), hash_data(stage, job.settings, job.workspace))
+    first, *others = job.world.all_gather(inputs.data)
+    for rank, data in enumerate(others, start=1):
+        if data != first:
+            names = ", ".join(find_changed_data(first, data) or sorted(set(first) ^ set(data)))
+            raise UsageError(
+                f"{names} is another one for rank {rank} than for rank 0", "--home DIR  # one that all machines share"
+            )
+    return inputs
 
 
 def announce(job: Job, course: "Course", state: TrainState, compiled: str, display: Display) -> None:
@@ -41,9 +57,18 @@ def announce(job: Job, course: "Course", state: TrainState, compiled: str, displ
 
 
 def write_result(
-    job: Job, course: "Course", state: TrainState, metrics: MetricsFile, compiled: str, memory: dict[str, Any]
+    job: Job,
+    course: "Course",
+    state: TrainState,
+    metrics: MetricsFile,
+    compiled: str,
+    memory: dict[str, Any],
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write `result.json`, whose presence means done. Collective: every rank calls this."""
+    """Write `result.json`, whose presence means done. Collective: every rank calls this.
+
+    changes: of the data since the first step.
+    """
     steps = job.run.stage(course.stage).steps
 
     def read_metrics() -> dict[str, Any]:  # the file is rank 0's
@@ -73,6 +98,7 @@ def write_result(
         **memory,
         "tokenizer_hash": course.tokenizer.hash,
         "nanochat_version": nanochat.__version__,
+        **({"data_changes": list(changes)} if changes else {}),
         **course.describe_data(),
     }
     if job.world.is_main:

@@ -14,6 +14,7 @@ from nanochat.errors import DataError
 from nanochat.evals.compression import compare_vocabularies
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
+from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, list_settings
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, train_tokenizer
 
@@ -110,6 +111,8 @@ def _save(job: Job, tokenizer: Tokenizer, result: dict[str, Any], compression: d
         shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(temporary)
     (temporary / job.run.compression.name).write_text(json.dumps(compression, indent=1) + "\n", encoding="utf-8")
+    inputs = Inputs(list_settings("tokenizer", job.settings), hash_data("tokenizer", job.settings, job.workspace))
+    (temporary / "inputs.json").write_text(dump_inputs(inputs) + "\n", encoding="utf-8")
     (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if final.exists():
         final.rename(old)

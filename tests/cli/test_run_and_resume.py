@@ -1,5 +1,6 @@
 """`run` and `resume` together: what began is continued, and what was wrong leaves nothing behind."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from nanochat.cli.launch import stopping_before
+from nanochat.data.shards import write_shards
 from nanochat.errors import CapacityError, StoppedError
 from nanochat.layers import read_saved
+from nanochat.paths import RunPaths, Workspace
+from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, inputs_path, list_settings
 from tests.cli.conftest import Outcome, make_run
 
 Call = Callable[..., Outcome]
@@ -195,3 +199,49 @@ def test_a_stage_whose_checkpoints_were_deleted_is_done_all_the_same(nanochat: C
     run = make_run(home, "r", ("tokenizer", "base", "mid"))
     (run.stage("base").checkpoint(20)).rename(home / "elsewhere")
     assert "nothing to do" in nanochat("train", "base", "--run", "r").err and not launched.calls
+
+
+def write_inputs(home: Path, run: RunPaths, *stages: str) -> None:
+    settings = read_saved(run.settings)[1]
+    for stage in stages:
+        found = Inputs(list_settings(stage, settings), hash_data(stage, settings, Workspace(home)))
+        inputs_path(run, stage).write_text(dump_inputs(found))
+
+
+def test_settings_edited_by_hand_are_refused_with_the_options_that_put_them_back(
+    nanochat: Call, launched, home: Path
+) -> None:
+    run = make_run(home, "r", ("tokenizer", "base"), "mid")
+    write_inputs(home, run, "tokenizer", "base")
+    record = json.loads(run.settings.read_text())
+    before = record["settings"]["base"]["matrix_lr"]
+    record["settings"]["base"]["matrix_lr"] = 0.5
+    run.settings.write_text(json.dumps(record))
+    for words in (("train", "mid", "--run", "r"), ("resume", "r"), ("run", "--run", "r"), ("eval", "bpb", "r/base")):
+        outcome = nanochat(*words)
+        assert outcome.code == 2, outcome.err
+        assert f"was edited: run 'r' has trained its base with base.matrix_lr = {before}, not 0.5" in outcome.err
+        assert f"nanochat {' '.join(words)} --set base.matrix_lr={before}" in outcome.err
+    assert not launched.calls
+    assert nanochat("train", "mid", "--run", "r", "--set", f"base.matrix_lr={before}").code == 0
+    assert read_saved(run.settings)[1].base.matrix_lr == before
+
+
+def test_data_that_changed_after_the_end_is_said(nanochat: Call, launched, home: Path) -> None:
+    mine = home.parent / "mine.jsonl"
+    mine.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    told = f'sft.mixture=["custom:{mine}"]'
+    run = make_run(home, "r", ("tokenizer", "base", "mid", "sft"), "", told, "rl.task=none")
+    write_shards(home / "data" / "demo", ["one"], "train")
+    write_inputs(home, run, "tokenizer", "base", "mid", "sft")
+    assert "changed" not in nanochat("train", "sft", "--run", "r").err
+    mine.write_text(mine.read_text().replace('"b"', '"c"'))
+    outcome = nanochat("train", "sft", "--run", "r")
+    assert f"warning: custom:{mine} has changed since sft was trained" in outcome.err and "nothing to do" in outcome.err
+    assert "`nanochat runs copy r r-2 --until mid && nanochat run --run r-2` trains on what it is now" in outcome.err
+    write_shards(home / "data" / "demo", ["two"], "train")
+    outcome = nanochat("run", "--run", "r")
+    assert outcome.code == 0, outcome.err
+    for stage in ("tokenizer", "base"):
+        assert f"warning: data set 'demo' has changed since {stage} was trained" in outcome.err
+    assert "nanochat run --preset demo --run r-2" in outcome.err
