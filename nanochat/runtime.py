@@ -5,6 +5,7 @@ Knows neither models nor settings. Peak rates are the makers' dense bf16 figures
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -27,11 +28,13 @@ ALONE = Rank()
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "A10": 125e12,
@@ -39,7 +42,9 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
 }
-"""Dense bf16 FLOPs a second by a part of the device's name; the first match counts."""
+"""Dense bf16 FLOPs a second by words of the device's name; of several that match the longest counts."""
+OTHER_RATES = frozenset({"D", "Laptop", "MIG", "Max", "SUPER", "Ti"})
+"""Words of devices that are slower or faster than the one whose name they add to."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Peak FLOPs a second for the MFU; None where the accelerator or its rate at this dtype is unknown."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return find_peak(torch.cuda.get_device_name(device))
+
+
+def find_peak(name: str) -> float | None:
+    """The entry of PEAK_FLOPS whose words stand in a device's name; None if there is none.
+
+    >>> find_peak("NVIDIA A100-SXM4-80GB"), find_peak("NVIDIA RTX A1000")
+    (312000000000000.0, None)
+    """
+    words = re.split(r"[^A-Za-z0-9]+", name)
+    if not OTHER_RATES.isdisjoint(words):
+        return None
+    told = f" {' '.join(words)} "
+    found = [part for part in PEAK_FLOPS if f" {part} " in told]
+    return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
 def can_compile() -> tuple[bool, str]:

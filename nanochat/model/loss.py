@@ -18,19 +18,29 @@ IGNORED = -1  # the target id that costs nothing; the same number everywhere
 CPU_CHUNK_LOGITS = 1 << 22  # 16 MiB in float32: half of a common last-level cache, measured fastest on two cores
 CHUNK_LOGITS = 1 << 27  # 512 MiB on an accelerator: enough tokens a chunk that the products stay compute-bound
 MIN_CHUNK_TOKENS = 256  # fewer make the products thin, and each chunk adds a whole weight gradient
+CHUNK_MULTIPLE = 128  # rows of a tile of a matrix product
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
 def plan_chunk_tokens(num_tokens: int, vocab_size: int, device: torch.device) -> int:
-    """Tokens of a chunk: equal chunks that respect the limit of the device.
+    """Tokens of a chunk: all of them if they are within the limit of the device, else a multiple of CHUNK_MULTIPLE.
 
-    >>> plan_chunk_tokens(4096, 8192, torch.device("cpu")), plan_chunk_tokens(4096, 512, torch.device("cpu"))
-    (512, 4096)
+    Chunks are equal, so that they compile once. Of up to twice as many as there must be, those that need the least
+    padding are chosen.
+
+    >>> plan_chunk_tokens(4096, 8192, torch.device("cpu")), plan_chunk_tokens(4000, 512, torch.device("cpu"))
+    (512, 4000)
+    >>> plan_chunk_tokens(65_536, 50_304, torch.device("cuda"))
+    2048
     """
     limit = max(MIN_CHUNK_TOKENS, (CPU_CHUNK_LOGITS if device.type == "cpu" else CHUNK_LOGITS) // vocab_size)
-    num_chunks = max(1, -(-num_tokens // limit))
-    return max(1, -(-num_tokens // num_chunks))
+    if num_tokens <= limit:
+        return max(1, num_tokens)
+    fewest = -(-num_tokens // (limit // CHUNK_MULTIPLE * CHUNK_MULTIPLE))
+    counts = range(fewest, 2 * fewest + 1)
+    sizes = [-(-num_tokens // (count * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE for count in counts]
+    return min(sizes, key=lambda size: (-num_tokens % size, -size))
 
 
 def capped_logits(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
@@ -133,9 +143,14 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            loss, grad_rows, grad_chunk = chunk_loss(hidden[rows], cast_weight, targets[rows], scale[rows], softcap)
+            h, t, s = hidden[rows], targets[rows], scale[rows]
+            num_rows = h.size(0)
+            if start and num_rows < chunk:  # tokens of scale 0 cost nothing, another shape compiles once more
+                missing = chunk - num_rows
+                h, t, s = F.pad(h, (0, 0, 0, missing)), F.pad(t, (0, missing)), F.pad(s, (0, missing))
+            loss, grad_rows, grad_chunk = chunk_loss(h, cast_weight, t, s, softcap)
             total += loss
-            grad_hidden[rows] = grad_rows
+            grad_hidden[rows] = grad_rows[:num_rows]
             grad_weight += grad_chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total

@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.model.loss import IGNORED, plan_chunk_tokens, softcap_cross_entropy, softcap_token_nll
+from nanochat.model.loss import (
+    IGNORED,
+    compute_chunk_loss,
+    plan_chunk_tokens,
+    softcap_cross_entropy,
+    softcap_token_nll,
+)
 
 
 def plain_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None):
@@ -88,10 +94,38 @@ def test_bfloat16_weight_gradients_add_up_in_float32() -> None:
     assert (weight.grad - exact.grad).abs().max() < 0.01 * exact.grad.abs().max()
 
 
-@pytest.mark.parametrize("num_tokens", [1, 63, 4096, 4097, 65536])
-@pytest.mark.parametrize("vocab_size", [300, 8192, 50304])
-def test_chunks_are_even_and_respect_their_limit(num_tokens: int, vocab_size: int) -> None:
-    chunk = plan_chunk_tokens(num_tokens, vocab_size, torch.device("cpu"))
+@pytest.mark.parametrize("num_tokens", [1, 63, 4096, 4097, 65_000, 65_536])
+@pytest.mark.parametrize("vocab_size", [300, 8192, 50_304])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_chunks_are_even_and_respect_their_limit(num_tokens: int, vocab_size: int, device: str) -> None:
+    chunk = plan_chunk_tokens(num_tokens, vocab_size, torch.device(device))
+    assert chunk <= max(256, (1 << (22 if device == "cpu" else 27)) // vocab_size)
     num_chunks = -(-num_tokens // chunk)
-    assert num_chunks * chunk - num_tokens < num_chunks  # no chunk is much shorter than the others
-    assert chunk <= max(256, (1 << 22) // vocab_size)
+    assert num_chunks == 1 or chunk % 128 == 0
+    assert num_chunks * chunk - num_tokens < 128 * num_chunks  # what the last one is padded with
+    if num_tokens == 65_536:
+        assert num_chunks * chunk == num_tokens
+
+
+@pytest.mark.parametrize("num_tokens", [600, 1024, 1500])
+def test_all_chunks_have_one_shape_so_that_they_compile_once(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> None:
+    monkeypatch.setattr("nanochat.model.loss.MIN_CHUNK_TOKENS", 300)
+    monkeypatch.setattr("nanochat.model.loss.CPU_CHUNK_LOGITS", 1)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(num_tokens, 16), torch.randn(33, 16)
+    targets = torch.randint(33, (num_tokens,))
+    ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    theirs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    shapes = []
+
+    def watch(*arguments):
+        shapes.append(arguments[0].shape)
+        return compute_chunk_loss(*arguments)
+
+    loss, expected = softcap_cross_entropy(*ours, targets, chunk_loss=watch), plain_loss(*theirs, targets, None)
+    assert len(shapes) > 1 and len(set(shapes)) == 1 and shapes[0][0] % 128 == 0
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.grad, their.grad, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,54 @@
+"""What is known of a device follows from whole words of its name."""
+
+import pytest
+
+from nanochat.runtime import PEAK_FLOPS, find_peak
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("A100-PCIE-40GB", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("AMD Instinct MI300X", "MI300X"),
+    ],
+)
+def test_every_device_of_the_table_is_found_by_the_name_that_its_driver_gives(name: str, entry: str) -> None:
+    assert find_peak(name) == PEAK_FLOPS[entry]
+
+
+def test_the_names_above_cover_the_table() -> None:
+    (mark,) = test_every_device_of_the_table_is_found_by_the_name_that_its_driver_gives.pytestmark  # type: ignore[attr-defined]
+    assert {entry for _, entry in mark.args[1]} == set(PEAK_FLOPS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA RTX A1000",
+        "NVIDIA L400",
+        "NVIDIA A100X",
+        "NVIDIA A10M",
+        "NVIDIA GH200 480GB",
+        "NVIDIA GB200",
+        "NVIDIA H20",
+    ]
+    + ["NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"]
+    + ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA RTX 4000 Ada Generation", "AMD Instinct MI300A", "Tesla T4", ""],
+)
+def test_a_device_that_only_looks_like_one_of_them_has_no_peak(name: str) -> None:
+    assert find_peak(name) is None
