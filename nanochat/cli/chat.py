@@ -98,7 +98,11 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
     def edit(text: str) -> str:
         return edit_text(find_editor(read_environ()), text)
 
-    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal and not plain and read_environ().get("TERM") == "dumb":
+        console.say("TERM=dumb: this terminal has no full screen; the chat goes line by line")
+        plain = True
+    if plain or not is_terminal:
         from nanochat.tui.completion import Completer, complete_in_readline
         from nanochat.tui.plain import run_plain
 

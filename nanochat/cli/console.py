@@ -1,6 +1,9 @@
 """What the command line prints: results on stdout, everything else on stderr. The only module that may print."""
 
+import codecs
+import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,6 +13,49 @@ from typing import Any
 
 BOLD_RED, BOLD, RESET = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
+
+
+_escaped: list[str] = []
+"""Characters that standard output could not take and that were written as escapes."""
+
+
+def prepare_streams() -> None:
+    """Send a standard stream that was closed (`>&-`) nowhere, and let no character that it cannot take end a command.
+
+    Otherwise the next file that is opened takes the stream's number, and what a library prints goes into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    codecs.register_error("nanochat", _escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="nanochat")
+
+
+def count_escaped() -> int:
+    """How many characters were escaped since the last call."""
+    number = len(_escaped)
+    _escaped.clear()
+    return number
+
+
+def _escape(error: UnicodeError) -> tuple[bytes, int]:
+    """An error handler of codecs: bytes of a file's name as they are, and any other character as an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    char, after = error.object[error.start], error.start + 1
+    if "\udc80" <= char <= "\udcff":  # what Python makes of a byte that is not UTF-8
+        return bytes([ord(char) & 0xFF]), after
+    _escaped.append(char)
+    return char.encode("ascii", "backslashreplace"), after
 
 
 @dataclass(frozen=True)

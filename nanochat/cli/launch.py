@@ -4,9 +4,11 @@ The child gets the run's settings.json and nothing else; this process loads no t
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -53,8 +55,17 @@ def switch_colors_off() -> None:
 
 
 def resolve_home(option: Path | None, environ: Mapping[str, str]) -> Path:
-    """$NANOCHAT_HOME, the option first; absolute, and not necessarily there."""
-    return Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
+    """$NANOCHAT_HOME, the option first; absolute, and not necessarily there.
+
+    Raises UsageError for `~` where the system knows no home folder of this user, as in many containers.
+    """
+    wish = Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME)
+    try:
+        return wish.expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(
+            f"{wish}: this user has no home folder", "export NANOCHAT_HOME=DIR  # a folder that can be written"
+        ) from None
 
 
 def count_gpus(wish: str, device: str, environ: Mapping[str, str]) -> int:
@@ -67,10 +78,24 @@ def count_gpus(wish: str, device: str, environ: Mapping[str, str]) -> int:
     from nanochat.report.environment import gpu_names
 
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    found = len(gpu_names()) if visible is None else len([name for name in visible.split(",") if name.strip()])
+    found = len(gpu_names()) if visible is None else count_visible(visible)
     if device == "cpu" or not found:
         raise UsageError("--gpus all, but there is no GPU to count", "--device cpu --gpus 2")
     return found
+
+
+def count_visible(value: str) -> int:
+    """Devices of CUDA_VISIBLE_DEVICES: CUDA sees none behind the first that is no device.
+
+    >>> [count_visible(value) for value in ("0,1", "-1", "1,-1,0", "GPU-8932f937", "")]
+    [2, 0, 1, 1, 0]
+    """
+    count = 0
+    for name in value.split(","):
+        if not re.fullmatch(r"\s*(\d+|(GPU|MIG)-\S+)\s*", name):
+            break
+        count += 1
+    return count
 
 
 def is_offline(option: bool, environ: Mapping[str, str]) -> bool:
@@ -200,6 +225,7 @@ def launch_stage(
     Where several were started, the error of the one that failed first is raised. following: what the caller starts
     next; a request to stop that came too late for this stage raises StoppedError before that.
     """
+    tempfile.gettempdir()  # raises where there is none: libraries of the worker need one
     environ = child_environ(os.environ, offline, color)
     if left := [name for name in RANK_VARIABLES if name in os.environ]:
         say(f"{', '.join(left)} of the environment: ignored, --gpus and --nodes say how many processes there are")

@@ -31,7 +31,7 @@ from nanochat.cli import (
     tokenize,
     train,
 )
-from nanochat.cli.console import Console
+from nanochat.cli.console import Console, count_escaped, prepare_streams
 from nanochat.cli.options import complete_hint, move_global_options, new_group
 from nanochat.errors import NanochatError
 
@@ -70,13 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. What is a bug of ours keeps its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(color="--no-color" not in words)
+    prepare_streams()
+    try:
+        return _run(words, console)
+    finally:
+        if (number := count_escaped()) and "--json" not in words:
+            console.say(
+                f"standard output takes {sys.stdout.encoding} only: {number:,} characters are written as escapes. "
+                "For all of them: export PYTHONIOENCODING=utf-8"
+            )
+
+
+def _run(words: list[str], console: Console) -> int:
     if words == ["--version"]:
         console.show(f"nanochat {__version__}")
         return 0
     try:
         code = app(move_global_options(words), prog_name="nanochat", standalone_mode=False)
-        if sys.stdout is not None:  # None where it was closed: `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
         return int(code or 0)
     except NanochatError as error:
         if "--debug" in words:
@@ -98,17 +109,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(leaving.__context__, OSError) or leaving.__context__.errno != errno.EPIPE:
             raise
         return _ignore_broken_pipe()
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of Path.expanduser
+            raise
+        console.fail("a path begins with ~, and the home folder is not known", "write the whole path")
+        return EXIT_USAGE
     except OSError as error:
+        if error.errno == errno.ENOENT and not _is_somewhere():
+            console.fail("the current folder is not there any more", "cd  # into one that is; then the same command")
+            return EXIT_USAGE
+        if "temporary directory" in str(error):
+            console.fail("no folder for temporary files can be written", "export TMPDIR=DIR")
+            return EXIT_CAPACITY
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         console.fail(f"the disk is full: {error.filename or ''}".rstrip(": "), "nanochat runs rm RUN")
         return EXIT_CAPACITY
 
 
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _ignore_broken_pipe() -> int:
     """Let the interpreter's own flush at exit go nowhere; the reader had what it wanted."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

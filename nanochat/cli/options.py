@@ -152,7 +152,7 @@ def build_invocation(
 ) -> Invocation:
     """Join the global options with the environment."""
     environ = read_environ()
-    color = not no_color and not environ.get("NO_COLOR")
+    color = not no_color and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     return Invocation(
         **flags,
         color=color,

@@ -5,10 +5,12 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from nanochat.disk import describe_unsynced
 from nanochat.doctor.finding import Finding, format_gigabytes
+from nanochat.errors import UsageError
 from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version, usable_cores
 from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
 
@@ -23,6 +25,8 @@ NCCL_SHARED_BYTES = 10**9
 OPEN_FILES = 1024
 """What Linux gives a process unless told otherwise (systemd's soft limit)."""
 MEND_TOKENIZER = "pip install --force-reinstall --no-deps -e .  # in the folder of the project; needs Rust"
+
+MEND_TEMPORARY = "export TMPDIR=DIR  # a folder that can be written"
 
 
 def check_python(version: tuple[int, int, int] | None = None) -> Finding:
@@ -74,6 +78,24 @@ def check_home(home: Path) -> Finding:
             "home", "warn", warning, "nanochat doctor --home DIR  # on a local disk, for what is irreplaceable"
         )
     return Finding("home", "ok", f"{home}" if parent == home else f"{home} (will be created)")
+
+
+def check_network() -> Finding:
+    """Whether downloads can use what the environment says of proxies, certificates and the hub. Opens no socket."""
+    from nanochat.download.hub import Hub
+
+    try:
+        Hub()
+    except UsageError as error:
+        return Finding("network", "warn", f"nothing can be downloaded: {error.message}", error.hint)
+    return Finding("network", "ok", "proxies, certificates and the hub's variables can be used")
+
+
+def check_temporary() -> Finding:
+    try:
+        return Finding("temporary files", "ok", tempfile.gettempdir())
+    except OSError as error:
+        return Finding("temporary files", "fail", f"no folder for them can be written: {error}", MEND_TEMPORARY)
 
 
 def check_variables(misspelt: dict[str, str] | None = None) -> Finding:

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from nanochat import __version__
 from nanochat.download.faults import Fault, Pace, Patience, read_retry_after
-from nanochat.errors import DataError
+from nanochat.errors import DataError, UsageError
+from nanochat.network import client_errors, is_address, wrong_endpoint
 
 LISTING_BYTES = 64_000_000
 """The most that a listing may have; that of a data set of 2,000 files has 500 KB."""
@@ -43,18 +44,30 @@ class Listing:
 
 
 class Hub:
-    """endpoint: where the hub is; None: huggingface_hub's own, which HF_ENDPOINT sets."""
+    """endpoint: where the hub is; None: huggingface_hub's own, which HF_ENDPOINT sets.
+
+    Raises UsageError where the environment holds what no client can use.
+    """
 
     def __init__(self, endpoint: str | None = None, timeout_seconds: float | None = None) -> None:
-        from huggingface_hub import __version__ as hub_version
-        from huggingface_hub import constants, get_session, get_token
+        with client_errors():
+            from huggingface_hub import __version__ as hub_version
+            from huggingface_hub import constants, get_session, get_token
 
+            session = get_session()
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        if not is_address(self.endpoint):
+            raise wrong_endpoint(self.endpoint)
         self.timeout_seconds = timeout_seconds or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        self._library: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx, httpx2
+        self._library: Any = importlib.import_module(type(session).__module__.partition(".")[0])  # httpx, httpx2
         # not build_hf_headers: it asks the hub, once a day, which program may be calling it
         self._user_agent = f"nanochat/{__version__}; hf_hub/{hub_version}"
         self._token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        if self._token and not re.fullmatch("[!-~]+", self._token):
+            raise UsageError(
+                "the hub's token (HF_TOKEN, or what `hf auth login` has kept) has characters that no header may have",
+                "unset HF_TOKEN  # or copy it once more: hf auth login",
+            )
 
     def file_url(self, repo: str, commit: str, path: str) -> str:
         """Where a file of a data set is."""

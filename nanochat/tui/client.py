@@ -16,6 +16,7 @@ import httpx
 
 from nanochat.engine.decoding import plain_text
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
+from nanochat.network import client_errors
 from nanochat.tui.events import MAX_EVENT_BYTES, Event, EventReader
 
 CONNECT_SECONDS = 10.0
@@ -74,7 +75,9 @@ class Server:
     def list_models(self) -> list[ServedModel]:
         """What it serves. Raises NanochatError."""
         try:
-            with httpx.Client(**self._options()) as client:
+            with client_errors():
+                client = httpx.Client(**self._options())
+            with client:
                 response = client.get(f"{self.url}/models", timeout=LIST_SECONDS)
         except httpx.HTTPError as error:
             raise self._explain_transport(error) from error
