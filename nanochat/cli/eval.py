@@ -3,7 +3,8 @@
 import json
 import math
 from dataclasses import replace
-from typing import Annotated, Any, TypeGuard
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -16,10 +17,17 @@ from nanochat.cli.target import Target, check_dataset, choose_target, override_o
 from nanochat.cli.train import check_devices, start
 from nanochat.data.core_bundle import check_bundle, has_bundle, load_bundle
 from nanochat.errors import UsageError
+from nanochat.manifest import MANIFEST, MODEL
 from nanochat.paths import ModelPath, RunPaths
+
+if TYPE_CHECKING:
+    from nanochat.settings import EvalSettings, Settings
 
 MEASURED = frozenset({"data.packing", "runtime.seed"})
 """Settings that say how to measure, beside those of [eval]: another value than the run's holds for one evaluation."""
+
+AS_WISHED = ("max_new_tokens", "answers_each", "temperature")
+"""Settings of [eval] that a chat score depends on, beside how many questions there are."""
 
 app = new_group("Score a trained model.")
 
@@ -196,7 +204,7 @@ def check_evaluation(score: str, model: ModelPath, target: Target) -> None:
 def list_scores(run: RunPaths) -> list[dict[str, Any]]:
     """The scores of a run, in the order of their files; damaged ones are left out."""
     scores = []
-    for path in sorted(run.eval.glob("*.json")):
+    for path in sorted(run.eval.glob("*.json"), key=lambda path: path.stem):  # the one that counts comes first
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -233,23 +241,57 @@ def is_score(value: object) -> bool:
     )
 
 
-def are_scores_done(run: RunPaths, tasks: list[str], stage: str = "sft") -> bool:
-    """Whether the final model of a stage has its bits per byte and all chat tasks."""
-    scores = _final_scores(run, stage)
-    names = {score.get("name") for score in scores}  # a class of the user's may have a name of its own
-    return not names.isdisjoint({"bpb", "bpb-crop"}) and set(tasks) <= names | {score.get("task") for score in scores}
+def are_scores_done(run: RunPaths, settings: "Settings", stage: str = "sft") -> bool:
+    """Whether the final model of a stage has its bits per byte, all chat tasks and their mean, as the settings say."""
+    wish, names, means = settings.eval, set(), []
+    for score in _final_scores(run, stage):
+        name = str(score.get("name")).removesuffix(f" x{score.get('answers_each')}")
+        if name.partition("-")[0] == "bpb":
+            had = _table(score.get("measured")).get("eval_tokens", settings.base.eval_tokens)
+            names |= {"bpb"} if _is_enough(had, settings.base.eval_tokens) else set()
+        elif covers(score, wish):
+            names |= {name, score.get("task")}  # a class of the user's may have a name of its own
+            means += [score["tasks"]] if isinstance(score.get("tasks"), list) else []
+    has_mean = any(set(wish.tasks) <= set(tasks) for tasks in means)
+    return {"bpb", *wish.tasks} <= names and (has_mean or not means)
+
+
+def covers(score: dict[str, Any], wish: "EvalSettings") -> bool:
+    """Whether a chat score was measured as wished, on as many questions or more. What it does not say, it is."""
+    had = _table(score.get("settings"))
+    is_same = all(had.get(key, getattr(wish, key)) == getattr(wish, key) for key in AS_WISHED)
+    return is_same and _is_enough(had.get("max_examples", wish.max_examples), wish.max_examples)
 
 
 def is_core_done(run: RunPaths, tasks: list[str], max_per_task: int | None) -> bool:
-    """Whether the final base model has its CORE, or the mean of the tasks that there were, with these settings."""
-    wish = {"core_tasks": tasks, "max_per_task": max_per_task}
-    scores = [score for score in _final_scores(run, "base") if "core_tasks" in score]
-    return any(all(score.get("settings", {}).get(key) == value for key, value in wish.items()) for score in scores)
+    """Whether the final base model has its CORE, or the mean of the tasks that there were, with these or more."""
+    for score in _final_scores(run, "base"):
+        had = _table(score.get("settings"))
+        is_same = "core_tasks" in score and had.get("core_tasks") == tasks and "max_per_task" in had
+        if is_same and _is_enough(had["max_per_task"], max_per_task):
+            return True
+    return False
+
+
+def _is_enough(had: object, wish: int | None) -> bool:
+    """Whether a limit is not below the one that is wished for; None: no limit."""
+    return had is None or (wish is not None and is_number(had) and had >= wish)
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _final_scores(run: RunPaths, stage: str) -> list[dict[str, Any]]:
+    """The scores of the model that a finished stage has left."""
     step = read_result(run, stage).get("step")
-    return [score for score in list_scores(run) if score.get("stage") == stage and score.get("step") == step]
+    found = [score for score in list_scores(run) if score.get("stage") == stage and score.get("step") == step]
+    try:
+        manifest = run.stage(stage).checkpoint(step) / MANIFEST if isinstance(step, int) else Path()
+        weights = json.loads(manifest.read_text(encoding="utf-8"))["files"][MODEL]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # it is not kept, or damaged
+        return found
+    return [score for score in found if score.get("model_sha256", weights) == weights]
 
 
 def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
@@ -281,7 +323,12 @@ def show_scores(invocation: Invocation, scores: list[dict[str, Any]]) -> None:
 
 
 def _describe_extent(score: dict[str, Any]) -> str:
-    """What a score was measured on."""
+    """What a score was measured on, and whether another one counts."""
+    note = "" if score.get("counts", True) else "; another one counts"
+    return f"{_describe_size(score)}{note}"
+
+
+def _describe_size(score: dict[str, Any]) -> str:
     if score.get("total"):
         answers = f" x {score['answers_each']} answers" if score.get("answers_each", 1) > 1 else ""
         tools = f", {score['with_tool']} with a tool" if score.get("with_tool") else ""

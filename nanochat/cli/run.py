@@ -106,7 +106,7 @@ def check_data(invocation: Invocation, target: Target, stages: tuple[str, ...]) 
     pending = [stage for stage in stages[1:] if not is_done(target.run, stage)]
     if not is_done(target.run, "tokenizer") and "base" not in pending:
         pending.append("base")
-    if pending or not are_scores_done(target.run, target.settings.eval.tasks, stages[-1]):
+    if pending or not are_scores_done(target.run, target.settings, stages[-1]):
         check_downloads(invocation, target, [*pending, "eval"])
     if "base" in pending:
         check_dataset(invocation, target.settings.data.dataset, target.choice)
@@ -165,7 +165,7 @@ def _score_core(invocation: Invocation, target: Target, cluster: Cluster, traine
 
 
 def _score_chat(stage: str, invocation: Invocation, target: Target, cluster: Cluster, trained: bool) -> int:
-    if not trained and are_scores_done(target.run, target.settings.eval.tasks, stage):
+    if not trained and are_scores_done(target.run, target.settings, stage):
         invocation.console.say(f"eval of {stage} is done, skipped")
         return 0
     options = ("--of", stage, "--score", "bpb,chat", "--keep-finished")

@@ -198,7 +198,7 @@ def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreReport, ..
     paths = sorted(run.eval.glob("*.json")) if run.eval.is_dir() else []
     for path in paths:
         value = _read_object(path, run, problems)
-        if value:
+        if value and value.get("counts") is not False:
             scores.append(parse_score(path.stem, value))
     order = {name: index for index, name in enumerate(STAGES)}
     return tuple(sorted(scores, key=lambda score: (order.get(score.stage, len(order)), score.stage, score.name)))

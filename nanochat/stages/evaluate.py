@@ -18,6 +18,7 @@ from nanochat.evals.chat import (
     hash_examples,
     read_score,
 )
+from nanochat.settings import EvalSettings
 from nanochat.stages.base import iter_validation
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
@@ -95,7 +96,7 @@ def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
         **data,
         **subject.about,
     }
-    save_score(job, score_path(job, subject, name), record)
+    save_score(job, score_path(job, subject, name), record, {"eval_tokens": num_tokens, "packing": packing})
     return bits.bpb
 
 
@@ -114,8 +115,10 @@ def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: boo
     if mean is not None:
         display.say(f"ChatCORE {mean:.4f} (+- {error or 0:.4f}), the centred mean of {', '.join(values)}")
         name = name_sampled("ChatCORE", job.settings.eval.answers_each)
-        record = {"name": name, "value": mean, "stderr": error, "tasks": list(values), **subject.about}
-        save_score(job, score_path(job, subject, name.lower()), record)
+        extent = {"tasks": list(values), "num_questions": sum(score.total for score in scores)}
+        record = {"name": name, "value": mean, "stderr": error, **extent, **subject.about}
+        measured = {"tasks": list(values), **list_measured(job.settings.eval)}
+        save_score(job, score_path(job, subject, name.lower()), record, measured)
         values["ChatCORE"] = mean
     return values
 
@@ -125,8 +128,7 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
     task = build_task(name, "test", folder=job.workspace.tasks, allow_weak_isolation=wish.allow_weak_isolation)
     isolation = _find_isolation(job) if name in RUN_CODE else None
     digest = hash_examples(task, wish.max_examples)
-    hangs_on = ("max_examples", "max_new_tokens", "answers_each", "temperature")
-    what = {key: getattr(wish, key) for key in hangs_on} | ({"isolation": isolation} if isolation else {})
+    what = list_measured(wish) | ({"isolation": isolation} if isolation else {})
     identity = identify(subject, task=task.name, data_sha256=digest, **what)
     path = score_path(job, subject, name_sampled(task.name, wish.answers_each))
     found = find_score(job, path, identity) if keep_finished else None
@@ -162,9 +164,14 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
     else:  # a score that lacks verdicts is measured again by --resume
         derived[IDENTITY] = identity
     named = {"name": name_sampled(score.name, wish.answers_each), "task": name}
-    save_score(job, path, score.to_dict() | named | derived | subject.about)
+    save_score(job, path, score.to_dict() | named | derived | subject.about, what)
     display.say(describe_score(score))
     return score
+
+
+def list_measured(wish: EvalSettings) -> dict[str, Any]:
+    """The settings that the score of a chat task depends on."""
+    return {key: getattr(wish, key) for key in ("max_examples", "max_new_tokens", "answers_each", "temperature")}
 
 
 def name_sampled(name: str, answers_each: int) -> str:

@@ -12,7 +12,7 @@ from nanochat.evals.core import CoreScore, Prediction, TaskScore, evaluate_core_
 from nanochat.evals.core_prompt import render_prompt
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
-from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, save_score, score_path
+from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, save_score, score_path, write_record
 
 FOLDER = "core"
 """Where the tasks' own files lie, below the run's eval folder."""
@@ -43,7 +43,8 @@ def score_core(
         "core_tasks": records,
         **subject.about,
     }
-    save_score(job, score_path(job, subject, "core"), record)
+    measured = {"core_tasks": wish.core_tasks, "max_per_task": wish.max_per_task}
+    save_score(job, score_path(job, subject, "core"), record, measured)
     return {score.name: score.value}
 
 
@@ -55,7 +56,8 @@ def _score_task(
     told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(task).items()}
     del told["path"]
     identity = identify(subject, task=told, data_sha256=digest, max_per_task=limit)
-    path = score_path(job, subject, task.label, FOLDER)
+    some = f" of {limit}" if limit else ""  # of some questions: kept apart from that of all
+    path = score_path(job, subject, f"{task.label}{some}", FOLDER)
     samples = path.with_suffix(".jsonl")
     record = find_score(job, path, identity) if keep_finished else None
     if record and (not log_samples or all(job.world.all_gather(samples.is_file() or not job.world.is_main))):
@@ -86,7 +88,7 @@ def _score_task(
             samples.unlink(missing_ok=True)
         if log_samples:
             write_atomically(samples, "\n".join(iter_samples(task, items, predictions, seed)))
-    save_score(job, path, record)
+    write_record(job, path, record)
     return record
 
 

@@ -1,7 +1,10 @@
 """Scores as files of the run: whose they are, and which of them need not be measured again.
 
-A score is tied to everything that it hangs on (weights, tokenizer, code, data, settings that change it) by one hash. An
-evaluation that is asked to go on takes a score over where its file carries that hash.
+A score is tied to everything that it depends on (weights, tokenizer, code, data, settings that change it) by one hash.
+An evaluation that is asked to continue takes a score over if its file carries that hash.
+
+`eval/sft_letters.json` is the score that counts: that of the newest model, and of the fullest evaluation of it. Others,
+measured on less or with other settings, stand beside it as `sft_letters-1f0c9a3e.json` and say `"counts": false`.
 """
 
 import functools
@@ -17,7 +20,7 @@ import nanochat
 from nanochat.checkpoint import MANIFEST, MODEL
 from nanochat.disk import write_atomically
 from nanochat.model.gpt import GPT
-from nanochat.paths import ModelPath
+from nanochat.paths import ModelPath, RunPaths
 from nanochat.stages.assemble import assemble_model, load_newest
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer
@@ -86,19 +89,71 @@ def score_path(job: Job, subject: Subject, name: str, folder: str = "") -> Path:
     return job.run.eval / folder / f"{subject.path.stage}_{plain}.json"
 
 
-def save_score(job: Job, path: Path, record: dict[str, Any]) -> None:
-    """Write a score; rank 0 does."""
+def save_score(job: Job, path: Path, record: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Write a score, beside one that counts more, or in the place of one that counts less; rank 0 does.
+
+    measured: the settings that the score depends on; only another with the same ones is overwritten.
+    """
+    if not job.world.is_main:
+        return
+    record = record | {"measured": measured | {key: record[key] for key in ("step", "seed", "dtype")}}
+    kept = _read(path)
+    if kept is not None and kept.get("measured") != record["measured"]:
+        if counts_more(job.run, kept, record):
+            path, record = _beside(path, record), record | {"counts": False}
+        elif "measured" in kept:
+            write_atomically(_beside(path, kept), json.dumps(kept | {"counts": False}, indent=1))
+    write_atomically(path, json.dumps(record, indent=1))
+    if record.get("counts", True):
+        _beside(path, record).unlink(missing_ok=True)
+
+
+def counts_more(run: RunPaths, kept: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a score that is there counts more than another one: of a newer model that is still there, or fuller."""
+    if kept.get("step") != other.get("step"):
+        paths, step = run.stage(str(kept.get("stage"))), kept.get("step")
+        return isinstance(step, int) and step > other["step"] and step in paths.steps()
+    is_same_model = kept.get("model_sha256") in (None, other.get("model_sha256"))
+    return is_same_model and measure_extent(kept) > measure_extent(other)
+
+
+def measure_extent(record: dict[str, Any]) -> tuple[int, int]:
+    """How full an evaluation was: its tasks, and its questions or tokens.
+
+    >>> measure_extent({"tasks": ["letters", "arithmetic"], "num_questions": 600}), measure_extent({"total": 300})
+    ((2, 600), (1, 300))
+    """
+    tasks = record.get("core_tasks") or record.get("tasks") or [{}]
+    sizes = [record.get(key) for key in ("total", "num_questions", "num_tokens")]
+    if record.get("core_tasks"):
+        sizes = [sum(task.get("total", 0) for task in tasks)]
+    return len(tasks), next((size for size in sizes if isinstance(size, int)), 0)
+
+
+def _beside(path: Path, record: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(record["measured"], sort_keys=True).encode()).hexdigest()
+    return path.with_name(f"{path.stem}-{digest[:8]}.json")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_record(job: Job, path: Path, record: dict[str, Any]) -> None:
+    """Write what is a part of a score; rank 0 does."""
     if job.world.is_main:
         write_atomically(path, json.dumps(record, indent=1))
 
 
 def find_score(job: Job, path: Path, identity: str) -> dict[str, Any] | None:
-    """The score that lies there, where it has this identity. Collective: every rank hears what rank 0 has found."""
-    found = None
-    if job.world.is_main:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            found = value if value.get(IDENTITY) == identity else None
-        except (OSError, ValueError, AttributeError):
-            found = None
-    return job.world.all_gather(found)[0]
+    """The score that lies there or beside it, if it has this identity. Collective: all ranks hear what rank 0 finds."""
+
+    def find() -> dict[str, Any] | None:
+        read = map(_read, [path, *sorted(path.parent.glob(f"{path.stem}-*.json"))])
+        return next((value for value in read if value and value.get(IDENTITY) == identity), None)
+
+    return job.world.ask_main(find)

@@ -152,7 +152,9 @@ def test_scores_of_a_class_with_a_name_of_its_own_are_found_again(home) -> None:
     for name, task in (("bpb", ""), ("backwards", "/there/own.py:Reversal")):
         record = {"stage": "sft", "step": 20, "name": name, "task": task}
         (run.eval / f"sft_{name}.json").write_text(json.dumps(record))
-    assert are_scores_done(run, ["/there/own.py:Reversal"]) and not are_scores_done(run, ["/there/own.py:Other"])
+    for task, is_done in (("Reversal", True), ("Other", False)):
+        settings = load_settings("demo", None, [f"eval.tasks=/there/own.py:{task}"], {})[0]
+        assert are_scores_done(run, settings) == is_done
 
 
 def test_eval_core_passes_its_options_on(nanochat, launched, home) -> None:
@@ -192,9 +194,9 @@ def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat,
     assert nanochat("run", "--preset", "demo").code == 0
     assert [options[3] for _, options in launched.calls[num_calls:]] == ["core"]
     assert nanochat("run", "--preset", "demo", "--set", "eval.max_per_task=7").code == 0
-    assert [options[3] for _, options in launched.calls[num_calls + 1 :]] == ["core"], (
-        "what was scored otherwise is scored again"
-    )
+    assert not launched.calls[num_calls + 1 :], "all questions are more than 7"
+    assert nanochat("run", "--preset", "demo", "--set", "eval.core_tasks=copa").code == 0
+    assert [options[3] for _, options in launched.calls[num_calls + 1 :]] == ["core"], "of other tasks it is another"
 
 
 def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched, home) -> None:
