@@ -11,6 +11,7 @@ from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_target
+from nanochat.cli.validation import check_settings
 
 app = new_group("See and check settings.")
 
@@ -54,19 +55,8 @@ def validate(
     cluster: Cluster = ALONE,
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
-    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
-    from nanochat.tasks.catalog import find_missing
-    from nanochat.tasks.graded import check_graded
-
     settings, _ = resolve(invocation, preset, config, overrides, run)
-    plan_base(settings, cluster.world_size)
-    for stage in ("mid", "sft"):
-        sketch_finetune(settings, stage, cluster.world_size)
-    if settings.rl.task is not None:
-        sketch_rl(settings, cluster.world_size)
-        check_graded(settings.rl.task, invocation.workspace.tasks)
-    mixtures = [*settings.mid.mixture, *settings.sft.mixture]
-    if missing := find_missing(mixtures, settings.eval.tasks, folder=invocation.workspace.tasks):
+    if missing := check_settings(invocation, settings, cluster.world_size):
         invocation.console.say(f"not downloaded yet: {', '.join(missing)}  # nanochat download tasks")
     if invocation.as_json:
         invocation.console.show_json({"valid": True})

@@ -21,7 +21,8 @@ from nanochat.cli.target import (
     warn_of_changed_data,
 )
 from nanochat.cli.tracking import Track, add_track
-from nanochat.cli.train import check_stage, describe_result, start
+from nanochat.cli.train import check_devices, check_stage, describe_result, start
+from nanochat.cli.validation import check_settings
 from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
 from nanochat.disk import disk_errors, write_atomically
 from nanochat.errors import MissingError
@@ -47,8 +48,13 @@ def run_pipeline(
     """Run the whole pipeline: data, tokenizer, base, mid, sft, eval, rl, report. Finished stages are skipped."""
     target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
     stages = list_stages(target)
-    for stage in stages[1:]:  # everything is checked before anything is started
+    pending = [stage for stage in stages[1:] if not is_done(target.run, stage)]
+    tasks = target.settings.eval.tasks
+    is_scored = not pending and all(are_scores_done(target.run, tasks, stage) for stage in stages[3:])
+    check_devices(target.settings.runtime.device, cluster)
+    for stage in pending:  # everything is checked before anything is started
         check_stage(stage, invocation, target, cluster)
+    check_settings(invocation, target.settings, cluster.world_size, pending, scores=not is_scored)
     check_code(target)
     if has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)

@@ -28,6 +28,7 @@ from nanochat.cli.target import (
     write_target,
 )
 from nanochat.cli.train import describe_result, start
+from nanochat.cli.validation import check_settings
 from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
 
@@ -50,6 +51,7 @@ def train_tokenizer(
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
         warn_of_changed_data(invocation, target, "tokenizer")
     else:
+        check_settings(invocation, target.settings, 1)
         check_dataset(invocation, target.settings.data.dataset, target.choice)
         again = ("tokenize", "train", "--run", target.run.name)
         code = start("tokenizer", invocation, target, again=again)

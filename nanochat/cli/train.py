@@ -22,9 +22,10 @@ from nanochat.cli.target import (
     write_target,
 )
 from nanochat.cli.tracking import Track, add_track, check_tracker
+from nanochat.cli.validation import check_settings
 from nanochat.disk import count_bytes
 from nanochat.errors import MissingError, UsageError
-from nanochat.paths import RunPaths
+from nanochat.paths import TRAIN_STAGES, RunPaths
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/nvgpu")
 """Of NVIDIA, AMD, WSL and Jetson: without one of them there is no GPU for PyTorch."""
@@ -104,10 +105,13 @@ def train_rl(
 def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Check a training stage, start it, and show its result and the next command."""
     run = target.run
-    check_stage(stage, invocation, target, cluster)
     damage = find_damage(run, stage) if is_done(run, stage) else ""
     if damage:
         invocation.console.say(f"{stage} of run {run.name} is done, and {damage}: its last steps are taken again")
+    if not is_done(run, stage) or damage:
+        check_stage(stage, invocation, target, cluster)
+    following = TRAIN_STAGES[TRAIN_STAGES.index(stage) + 1 :]
+    check_settings(invocation, target.settings, cluster.world_size, [one for one in following if not is_done(run, one)])
     if is_done(run, stage) and not damage:
         write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
@@ -133,11 +137,11 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
             return code
     if invocation.as_json:
         invocation.console.show_json(read_result(run, stage))
-    following = {"base": f"nanochat train mid --run {run.name}", "mid": f"nanochat train sft --run {run.name}"}
+    suggested = {"base": f"nanochat train mid --run {run.name}", "mid": f"nanochat train sft --run {run.name}"}
     if target.settings.rl.task is not None:
-        following["sft"] = f"nanochat train rl --run {run.name}"
-    following["rl"] = f"nanochat {'rl show' if target.settings.rl.keep_rollouts else 'eval chat'} {run.name}"
-    invocation.console.suggest(following.get(stage, f"nanochat chat {run.name}"))
+        suggested["sft"] = f"nanochat train rl --run {run.name}"
+    suggested["rl"] = f"nanochat {'rl show' if target.settings.rl.keep_rollouts else 'eval chat'} {run.name}"
+    invocation.console.suggest(suggested.get(stage, f"nanochat chat {run.name}"))
     return 0
 
 

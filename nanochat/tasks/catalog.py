@@ -81,6 +81,8 @@ def build_task(
         task = HUB[name](split, folder)
     elif CLASS_NAME.fullmatch(name):
         task = build_custom_class(name, split, NAMES)
+    elif (whole := name.partition(":")[0]) in NAMES:
+        raise UsageError(f"{name!r} is a part of a task", f"name all of it, {whole}; eval.max_examples limits examples")
     else:
         near = difflib.get_close_matches(name, NAMES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""

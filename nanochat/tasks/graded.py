@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanochat.errors import MissingError, UsageError
-from nanochat.tasks.catalog import build_entry
+from nanochat.tasks.catalog import HUB, build_entry
 from nanochat.tasks.entry import parse_spec
 from nanochat.tasks.task import Split, Task
 
@@ -45,9 +45,11 @@ def build_graded(spec: str, split: Split = "train", *, folder: Path | None = Non
 def check_graded(spec: str, folder: Path) -> int | None:
     """The number of training questions of `rl.task`; None where its data is not downloaded yet.
 
-    Raises UsageError like build_graded.
+    Raises like build_graded for everything else, such as a file of the user's that is not there.
     """
     try:
         return build_graded(spec, folder=folder).num_examples()
     except MissingError:
+        if parse_spec(spec).name not in HUB:
+            raise
         return None

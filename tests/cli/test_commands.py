@@ -129,6 +129,20 @@ def test_more_steps_of_a_finished_stage_are_commands_to_paste(nanochat, launched
     assert launched.calls[0][0] == "base" and read_saved(home / "runs/r-3/settings.json")[1].base.num_steps == 2000
 
 
+def test_files_of_what_is_done_are_not_asked_for_again(nanochat, launched, home) -> None:
+    own = ("mid.mixture=custom:gone.jsonl", "eval.tasks=gone.py:Task")
+    make_run(home, "r", ("tokenizer", "base", "mid"), "", *own)
+    refused = nanochat("train", "sft", "--run", "r")
+    assert refused.code == 3 and "gone.py" in refused.err and not launched.calls
+    done = make_run(home, "done", ALL_DONE, "", *own)
+    done.eval.mkdir()
+    task = str(Path("gone.py:Task").absolute())
+    for number, record in enumerate({"stage": of, "name": name} for of in ("sft", "rl") for name in ("bpb", task)):
+        (done.eval / f"{number}.json").write_text(json.dumps(record | {"step": 20}))
+    outcome = nanochat("run", "--run", "done")
+    assert outcome.code == 0, outcome.err
+
+
 def test_resume_finds_the_interrupted_stage(nanochat, launched, home) -> None:
     make_run(home, "r", ("tokenizer", "base"), "mid")
     make_run(home, "done", ALL_DONE)

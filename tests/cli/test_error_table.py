@@ -159,7 +159,24 @@ TABLE = [
         "did you mean 'letters'?",
     ),
     ("run --preset demo --set mid.mixture=[]", nothing, 2, "mid.mixture is empty", "--set mid.mixture=letters:5000"),
+    ("config validate --preset demo --set rl.task=own.py:Task", nothing, 3, "/own.py", "ls "),
+    ("plan --preset demo --set rl.task=own.py:Task", nothing, 3, "/own.py", "ls "),
     ("config validate --preset demo --set eval.tasks=abc", nothing, 2, "there is no task 'abc'", "custom:PATH"),
+    # what a later stage would find, found before the first
+    *(
+        (f"{command} --set {wrong}", nothing, code, sentence, hint)
+        for command in ("run --preset demo", "tokenize train --preset demo", "train base --preset demo")
+        for wrong, code, sentence, hint in (
+            ("eval.tasks=letters:4", 2, "'letters:4' is a part of a task", "name all of it, letters"),
+            ("eval.tasks=leters", 2, "there is no task 'leters'", "did you mean 'letters'?"),
+            ("eval.tasks=own.py:Task", 3, "/own.py", "ls "),
+            ("sft.mixture=custom:none.jsonl", 3, "/none.jsonl", "ls "),
+            ("rl.task=own.py:Task", 3, "/own.py", "ls "),
+            ("rl.task=letters*2", 2, "repeats its questions", "--set rl.epochs=2"),
+            ("sft.warmup=0.9", 2, "is more than 1", "--set sft.warmdown=0.1"),
+        )
+    ),
+    ("eval chat r --tasks letters:4", run_with(ALL_DONE), 2, "'letters:4' is a part of a task", "name all of it"),
     # what is missing
     ("train base --preset demo", nothing, 3, "no finished tokenizer", "nanochat tokenize train --preset demo"),
     ("train mid --run r", run_with(TOKENIZED), 3, "no finished base", "nanochat train base --run r"),

@@ -1,0 +1,42 @@
+"""What is wrong with settings, said before anything is started: sizes, mixtures, files and names of tasks."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from nanochat.cli.options import Invocation
+from nanochat.paths import TRAIN_STAGES
+
+if TYPE_CHECKING:
+    from nanochat.settings import Settings
+
+
+def check_settings(
+    invocation: Invocation,
+    settings: "Settings",
+    world_size: int,
+    stages: Collection[str] = TRAIN_STAGES,
+    *,
+    scores: bool = True,
+) -> list[str]:
+    """Raise for what is wrong with these stages and, where scores are still to be taken, with the tasks to be scored.
+
+    Returns the tasks that are not downloaded yet, which are no fault of the settings.
+    """
+    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
+    from nanochat.tasks.catalog import find_missing
+    from nanochat.tasks.entry import parse_spec
+    from nanochat.tasks.graded import check_graded
+
+    folder, mixture, missing = invocation.workspace.tasks, [], []
+    if "base" in stages:
+        plan_base(settings, world_size)
+    for stage in ("mid", "sft"):
+        if stage in stages:
+            sketch_finetune(settings, stage, world_size)
+            mixture += getattr(settings, stage).mixture
+    if "rl" in stages and settings.rl.task is not None:
+        sketch_rl(settings, world_size)
+        if check_graded(settings.rl.task, folder) is None:
+            missing.append(parse_spec(settings.rl.task).name)
+    missing += find_missing(mixture, settings.eval.tasks if scores else (), folder=folder)
+    return list(dict.fromkeys(missing))
