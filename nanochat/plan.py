@@ -205,15 +205,16 @@ def plan_finetune(
     """Plan mid or sft once its conversations are packed.
 
     num_rows_per_epoch: rows of all devices in a pass over the mixture; so the steps do not depend on how many rows a
-    device takes at once. config: of the model it starts from; None: the settings'. The last step is filled from the
-    next epoch.
+    device takes at once; rows of replayed text come on top. config: of the model it starts from; None: the settings'.
+    The last step is filled from the next epoch.
     """
     wish: FinetuneSettings = getattr(settings, stage)
     sketch = sketch_finetune(settings, stage, world_size, config)
     if wish.num_steps is None and num_rows_per_epoch < 1:
         raise UsageError(f"{stage}.mixture fills no row", f"nanochat train {stage} --set {stage}.num_steps=10")
     rows_per_step = sketch.total_batch_tokens // sketch.context
-    num_steps = wish.num_steps or math.ceil(wish.epochs * num_rows_per_epoch / rows_per_step)
+    num_rows = wish.epochs * num_rows_per_epoch / (1 - wish.replay)
+    num_steps = wish.num_steps or math.ceil(num_rows / rows_per_step)
     num_batches = math.ceil(num_rows_per_epoch / (sketch.device_batch_size * world_size))
     return StartedFinetunePlan(**_finish(sketch, num_steps, num_batches))
 

@@ -119,6 +119,8 @@ class FinetuneSettings(TextSettings):
     """What to do with conversations longer than the context; counted and said."""
     total_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one step of this stage; unset: batch.total_tokens."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows that are pretraining text instead of conversations, so that the model does not forget it."""
 
 
 class MidSettings(FinetuneSettings):

@@ -18,7 +18,7 @@ TINY = {
     "data": {"dataset": "tiny"},
     "batch": {"total_tokens": 512, "device_batch_size": 4},
     "base": {"num_steps": 20, "eval_every": 10, "eval_tokens": 2_000},
-    "mid": {"mixture": ["letters:20", "identity*2"], "num_steps": 4, "eval_tokens": 1_000},
+    "mid": {"mixture": ["letters:20", "identity*2"], "num_steps": 4, "eval_tokens": 1_000, "replay": 0.25},
     "sft": {"mixture": ["arithmetic:12"], "total_tokens": 256, "epochs": 2, "eval_tokens": 1_000},
     "rl": {
         "num_steps": 6,

@@ -8,7 +8,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import AllowWeak, add_isolation, are_scores_done, check_code, is_core_done, list_scores
 from nanochat.cli.launch import ALONE, stopping_before
-from nanochat.cli.needs import check_downloads
+from nanochat.cli.needs import check_downloads, reads_text
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import (
@@ -114,7 +114,7 @@ def check_data(invocation: Invocation, target: Target, stages: tuple[str, ...]) 
         pending.append("base")
     if pending or not are_scores_done(target.run, target.settings, stages[-1]):
         check_downloads(invocation, target, [*pending, "eval"])
-    if "base" in pending:
+    if reads_text(target.settings, pending):
         check_dataset(invocation, target.settings.data.dataset, target.choice)
     if "rl" in pending:
         build_graded(target.settings.rl.task or "", folder=invocation.workspace.tasks)
@@ -130,7 +130,7 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
 
     sft is scored and reported before rl begins, which ends with an error where the model never succeeds.
     """
-    plan = [*STAGES[:-1], "core", "sft scores", *(["rl", "rl scores"] if "rl" in list_stages(target) else [])]
+    plan = [*STAGES[:-1], "core", "text", "sft scores", *(["rl", "rl scores"] if "rl" in list_stages(target) else [])]
     trained = False
     for part in plan:
         if part in STAGES:
@@ -143,6 +143,8 @@ def run_stages(invocation: Invocation, target: Target, cluster: Cluster) -> int:
             code, trained = _train(part, invocation, target, cluster), True
         elif part == "core":
             code = _score_core(invocation, target, cluster, trained)
+        elif part == "text":
+            code = _score_text(invocation, target, cluster)
         else:
             code = _score_chat(part.removesuffix(" scores"), invocation, target, cluster, trained)
         if code:
@@ -167,6 +169,15 @@ def _score_core(invocation: Invocation, target: Target, cluster: Cluster, traine
     if not trained and is_core_done(target.run, wish.core_tasks, wish.max_per_task):
         return 0
     options = ("--of", "base", "--score", "core", "--keep-finished")
+    return start("evaluate", invocation, target, cluster, options, ("run", "--run", target.run.name), following="eval")
+
+
+def _score_text(invocation: Invocation, target: Target, cluster: Cluster) -> int:
+    """Bits per byte of the models before sft: what each stage forgets of the text is seen beside them."""
+    stages = [stage for stage in ("base", "mid") if not are_scores_done(target.run, [], stage)]
+    if not stages:
+        return 0
+    options = ("--of", ",".join(stages), "--score", "bpb")
     return start("evaluate", invocation, target, cluster, options, ("run", "--run", target.run.name), following="eval")
 
 

@@ -93,7 +93,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=(*RUN_STAGE, "evaluate"))
     parser.add_argument("settings", type=Path, help="the run's settings.json")
     parser.add_argument(
-        "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose model (default: the furthest)"
+        "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose models, with commas (default: the furthest)"
     )
     parser.add_argument("--score", default="all", help="evaluate: bpb, core, chat, several with commas, or all")
     parser.add_argument("--keep-finished", action="store_true", help="evaluate: go on with an interrupted one")
@@ -129,7 +129,8 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         with memory_errors(job, options.stage):
             if options.stage == "evaluate":
                 with hold_run(run) if world.is_main else contextlib.nullcontext():
-                    run_evaluate(job, display, options.of, options.score, options.keep_finished, options.log_samples)
+                    for of in options.of.split(",") if options.of else [None]:
+                        run_evaluate(job, display, of, options.score, options.keep_finished, options.log_samples)
             else:
                 with lock_run(run) if world.is_main else contextlib.nullcontext():
                     RUN_STAGE[options.stage](job, display)

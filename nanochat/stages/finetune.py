@@ -7,6 +7,9 @@ from typing import Any, Literal
 import nanochat
 from nanochat.data.batch import Batch
 from nanochat.data.finetune import EpochSize, FinetuneLoader
+from nanochat.data.pretrain import PretrainLoader
+from nanochat.data.replay import ReplayLoader, split_cursor
+from nanochat.data.shards import load_manifest
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
@@ -14,6 +17,7 @@ from nanochat.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
 from nanochat.settings import FinetuneSettings
 from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
+from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
@@ -39,9 +43,10 @@ def run_finetune(
     data_hash = conversations.content_hash()
     job = fit_batch(job, stage, config, display)
     plan = sketch_finetune(job.settings, stage, world.world_size, config)
-    rows = plan.device_batch_size
+    rows, text = plan.device_batch_size, job.settings.data
+    folder = open_dataset(job.workspace, text.dataset, display, world) if settings.replay else None
 
-    def open_loader(cursor: dict | None = None) -> FinetuneLoader:
+    def open_conversations(rows: int, rank: int, world_size: int, cursor: dict | None) -> FinetuneLoader:
         return FinetuneLoader(
             conversations,
             tokenizer,
@@ -49,20 +54,34 @@ def run_finetune(
             config.context,
             seed=job.settings.runtime.seed,
             overlong=settings.overlong,
-            rank=world.rank,
-            world_size=world.world_size,
+            rank=rank,
+            world_size=world_size,
             cursor=cursor,
             data_hash=data_hash,
         )
 
-    with open_loader() as probe:
+    with open_conversations(rows, 0, 1, None) as probe:
         epoch = probe.measure_epoch()
     plan = plan_finetune(job.settings, stage, world.world_size, epoch.rows, config)
-    display.say(describe_epoch(epoch, plan, settings.overlong))
-    loaders: list[FinetuneLoader] = []
+    display.say(describe_epoch(epoch, plan, settings.overlong, settings.replay))
+    loaders: list[FinetuneLoader | ReplayLoader] = []
 
     def open_training(cursor: dict | None) -> Loader:
-        loaders.append(open_loader(cursor))
+        if folder is None:
+            loaders.append(open_conversations(rows, world.rank, world.world_size, cursor))
+        else:
+            talks, place, row = split_cursor(cursor)
+            loaders.append(
+                ReplayLoader(
+                    open_conversations(1, 0, 1, talks),
+                    PretrainLoader(folder, "train", tokenizer, 1, config.context, cursor=place, packing=text.packing),
+                    settings.replay,
+                    rows,
+                    world.rank,
+                    world.world_size,
+                    row,
+                )
+            )
         return loaders[-1]
 
     def describe_data() -> dict[str, Any]:
@@ -72,7 +91,8 @@ def run_finetune(
                 f"of {counts.total:,} conversations {counts.dropped:,} were dropped, {counts.truncated:,} truncated: "
                 f"longer than the context of {config.context}"
             )
-        return {"conversations": len(conversations), "counts": asdict(counts), "mixture_hash": data_hash}
+        replayed = {"dataset": text.dataset, "dataset_hash": load_manifest(folder).hash} if folder else {}
+        return {"conversations": len(conversations), "counts": asdict(counts), "mixture_hash": data_hash, **replayed}
 
     course = Course(
         stage=stage,
@@ -93,8 +113,8 @@ def run_finetune(
     return run_course(job, course, display)
 
 
-def describe_epoch(epoch: EpochSize, plan: StartedFinetunePlan, overlong: str) -> str:
-    """What is about to be learnt, in three lines.
+def describe_epoch(epoch: EpochSize, plan: StartedFinetunePlan, overlong: str, replay: float = 0.0) -> str:
+    """What is about to be learnt, in a few lines. replay: share of the rows that are pretraining text.
 
     >>> from types import SimpleNamespace
     >>> plan = SimpleNamespace(num_steps=12, total_batch_tokens=512, context=64, num_tokens=6144)
@@ -102,13 +122,17 @@ def describe_epoch(epoch: EpochSize, plan: StartedFinetunePlan, overlong: str) -
     300 conversations with 3,100 tokens fill 50 rows of 64
     12 steps of 512 tokens go through them 1.92 times
     2 of them are longer than the context of 64: truncated
+    >>> print(describe_epoch(EpochSize(300, 3100, 50, 0, False), plan, "truncate", replay=0.25))
+    300 conversations with 3,100 tokens fill 50 rows of 64
+    12 steps of 512 tokens go through them 1.44 times; 25% of the rows are pretraining text
     """
     about = "about " if epoch.is_estimate else ""
-    epochs = plan.num_steps * (plan.total_batch_tokens // plan.context) / epoch.rows
+    epochs = plan.num_steps * (plan.total_batch_tokens // plan.context) * (1 - replay) / epoch.rows
+    mixed = f"; {100 * replay:g}% of the rows are pretraining text" if replay else ""
     lines = [
         f"{epoch.conversations:,} conversations with {about}{epoch.tokens:,} tokens fill {about}{epoch.rows:,} rows of "
         f"{plan.context:,}",
-        f"{plan.num_steps:,} steps of {plan.total_batch_tokens:,} tokens go through them {epochs:.2f} times",
+        f"{plan.num_steps:,} steps of {plan.total_batch_tokens:,} tokens go through them {epochs:.2f} times{mixed}",
     ]
     if epoch.too_long:
         fate = OVERLONG_SAID[overlong]

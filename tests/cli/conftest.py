@@ -89,15 +89,16 @@ def launched(monkeypatch):
         if codes.get(stage):
             return codes[stage]
         folder.mkdir(exist_ok=True)
-        if "base" in options:
+        if "core" in options:
             wish = read_saved(settings)[1].eval.model_dump()
             record = {"stage": "base", "step": 20, "name": "CORE", "value": 0.5, "core_tasks": [], "settings": wish}
             (folder / "base_core.json").write_text(json.dumps(record))
         elif stage == "evaluate":
-            of = options[options.index("--of") + 1].split("@")[0]
-            for name in ("bpb", *read_saved(settings)[1].eval.tasks):
-                record = {"stage": of, "step": 20, "name": name, "accuracy": 0.5, "total": 2}
-                (folder / f"{of}_{name}.json").write_text(json.dumps(record))
+            for of in options[options.index("--of") + 1].split("@")[0].split(","):
+                names = [] if options[options.index("--score") + 1] == "bpb" else read_saved(settings)[1].eval.tasks
+                for name in ("bpb", *names):
+                    record = {"stage": of, "step": 20, "name": name, "accuracy": 0.5, "total": 2}
+                    (folder / f"{of}_{name}.json").write_text(json.dumps(record))
         else:
             (folder / "plan.json").write_text("{}")
             (folder / "result.json").write_text(json.dumps({"stage": stage, "step": 20}))

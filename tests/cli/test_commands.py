@@ -22,7 +22,7 @@ from tests.core_bundle import write_bundle
 
 ALL_DONE = ("tokenizer", "base", "mid", "sft", "rl")
 
-RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "rl", "evaluate"]
+RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "evaluate", "rl", "evaluate"]
 """What `nanochat run` starts, in its order."""
 
 
@@ -54,6 +54,7 @@ def test_a_model_that_rl_cannot_teach_is_scored_and_reported(nanochat, launched,
     launched.codes.clear()
     assert nanochat("run", "--preset", "demo").code == 0
     assert [options[:2] for stage, options in launched.calls if stage == "evaluate"] == [
+        ("--of", "base,mid"),
         ("--of", "sft"),
         ("--of", "rl"),
     ]

@@ -67,6 +67,22 @@ def test_evaluation_during_training_and_afterwards_agree(trained_home: Path) -> 
     assert after["bpb"] == pytest.approx(json.loads(run.stage("base").result.read_text())["val_bpb"], rel=1e-6)
 
 
+def test_several_models_are_measured_in_one_call(trained_home: Path) -> None:
+    run = Workspace(trained_home).run("whole")
+    assert main(["evaluate", str(run.settings), "--of", "base,mid", "--score", "bpb"]) == 0
+    found = [run.eval / f"{stage}_bpb.json" for stage in ("base", "mid")]
+    assert [json.loads(path.read_text())["stage"] for path in found] == ["base", "mid"]
+    for path in found:
+        path.unlink()
+
+
+def test_mid_that_replays_text_names_it(trained_home: Path) -> None:
+    run = Workspace(trained_home).run("whole")
+    base, mid = (json.loads(run.stage(stage).result.read_text()) for stage in ("base", "mid"))
+    assert mid["dataset_hash"] == base["dataset_hash"] and mid["dataset"] == "tiny"
+    assert "dataset_hash" not in json.loads(run.stage("sft").result.read_text())
+
+
 def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(
     trained_home: Path, start_run: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
