@@ -20,11 +20,13 @@ from nanochat.tasks.smoltalk import SmolTalkTask
 from nanochat.tasks.spelling import SpellingTask
 from nanochat.tasks.stories import StoriesTask
 from nanochat.tasks.task import Split, Task, TaskMixture, TaskSlice
+from nanochat.tasks.totals import TotalsTask
 
 TASKS: dict[str, Callable[[Split], Task]] = {
     "letters": LettersTask,
     "arithmetic": ArithmeticTask,
     "spelling": SpellingTask,
+    "totals": TotalsTask,
     "identity": IdentityTask,
     "stories": StoriesTask,
     "spelling-bee": SpellingBeeTask,
@@ -34,6 +36,7 @@ SIZED = {
     "letters": LettersTask,
     "arithmetic": ArithmeticTask,
     "spelling": SpellingTask,
+    "totals": TotalsTask,
     "stories": StoriesTask,
     "spelling-bee": SpellingBeeTask,
     "simple-spelling": SimpleSpellingTask,

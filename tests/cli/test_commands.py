@@ -202,7 +202,12 @@ def test_run_scores_core_of_the_base_model_where_the_bundle_is_at_hand(nanochat,
     write_bundle(home / "core", ["copa"])
     assert nanochat("run", "--preset", "demo").code == 0
     scored = [options[:4] for stage, options in launched.calls if stage == "evaluate"]
-    assert scored == [("--of", of, "--score", "core" if of == "base" else "bpb,chat") for of in ("base", "sft", "rl")]
+    assert scored == [
+        ("--of", "base", "--score", "core"),
+        ("--of", "base,mid", "--score", "bpb"),
+        ("--of", "sft", "--score", "bpb,chat"),
+        ("--of", "rl", "--score", "bpb,chat"),
+    ]
     num_calls = len(RUN) + 1
     assert nanochat("run", "--preset", "demo").code == 0 and len(launched.calls) == num_calls
     (home / "runs/demo/eval/base_core.json").unlink()

@@ -11,6 +11,7 @@ from nanochat.tasks.identity import ANSWERS, IdentityTask
 from nanochat.tasks.letters import LettersTask
 from nanochat.tasks.spelling import SpellingTask
 from nanochat.tasks.task import TaskSlice
+from nanochat.tasks.totals import TotalsTask
 from nanochat.tasks.words import is_held_out, load_split_words, load_words
 from nanochat.tools.calculator import calculate
 
@@ -42,7 +43,9 @@ def test_examples_are_the_same_every_time_and_their_own_answer_is_right(name: st
         task[len(task)]
 
 
-@pytest.mark.parametrize("name", ["letters", "arithmetic", "spelling", "identity", "spelling-bee", "simple-spelling"])
+@pytest.mark.parametrize(
+    "name", ["letters", "arithmetic", "spelling", "totals", "identity", "spelling-bee", "simple-spelling"]
+)
 @pytest.mark.parametrize("wrong", ["", "I do not know.", "The answer is 123456789.", "x"])
 def test_wrong_answers_are_wrong(name: str, wrong: str) -> None:
     task = build_task(name, "test")
@@ -50,7 +53,7 @@ def test_wrong_answers_are_wrong(name: str, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("kind", [LettersTask, ArithmeticTask, SpellingBeeTask])
+@pytest.mark.parametrize("kind", [LettersTask, ArithmeticTask, TotalsTask, SpellingBeeTask])
 def test_the_calculator_gives_what_the_tool_calls_expect(kind, split) -> None:
     for conversation in kind(split, 500):
         call, output = tool_call(conversation)
