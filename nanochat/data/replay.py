@@ -66,11 +66,6 @@ class ReplayLoader:
         return Batch(torch.cat([batch.ids for batch in mine]), torch.cat([batch.targets for batch in mine]))
 
     @property
-    def resumed_exactly(self) -> bool:
-        """Whether both the conversations and the text are those of the cursor."""
-        return self._conversations.resumed_exactly and self._text.resumed_exactly
-
-    @property
     def counts(self) -> Counts:
         """Conversations read, dropped and truncated for the batches yielded so far, over all epochs."""
         return self._conversations.counts
