@@ -7,7 +7,7 @@ whose prompt is still being read has row B, and the rows behind it remember what
 Legend: B answering requests, V vocabulary, T tokens of a prompt that are read at once.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -125,7 +125,7 @@ class Engine:
         )
         self._slots: list[_Slot] = []  # those that answer
         self._reading: _Slot | None = None  # its row is len(self._slots)
-        self._waiting: deque[Request] = deque()
+        self._waiting: OrderedDict[int | str, Request] = OrderedDict()
         self._cancelled: list[TokenEvent] = []
         self._rows = Rows(self.cache, num_slots)
 
@@ -151,26 +151,23 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the context is {self.max_context} with the answer")
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise ValueError(f"the prompt holds an id outside 0 .. {vocab_size - 1}")
-        running = [slot.request for slot in (*self._slots, *filter(None, [self._reading]))]
-        if any(request.id == other.id for other in (*self._waiting, *running)):
+        running = (*self._slots, *filter(None, [self._reading]))
+        if request.id in self._waiting or any(request.id == slot.request.id for slot in running):
             raise ValueError(f"request {request.id!r} is already active")
-        self._waiting.append(request)
+        self._waiting[request.id] = request
 
     def cancel(self, request_id: int | str) -> bool:
         """Drop a request now; the next step reports it. False where no such request is active."""
-        for request in self._waiting:
-            if request.id == request_id:
-                self._waiting.remove(request)
-                break
+        if self._waiting.pop(request_id, None) is not None:
+            pass
+        elif self._reading is not None and self._reading.request.id == request_id:
+            self._rows.leave(len(self._slots))
+            self._reading = None
         else:
-            if self._reading is not None and self._reading.request.id == request_id:
-                self._rows.leave(len(self._slots))
-                self._reading = None
-            else:
-                rows = [row for row, slot in enumerate(self._slots) if slot.request.id == request_id]
-                if not rows:
-                    return False
-                self._release(rows[0])
+            rows = [row for row, slot in enumerate(self._slots) if slot.request.id == request_id]
+            if not rows:
+                return False
+            self._release(rows[0])
         self._cancelled.append(TokenEvent(request_id, None, False, "cancelled"))
         return True
 
@@ -211,7 +208,7 @@ class Engine:
             if self._reading is None:
                 if not self._waiting or len(self._slots) == self.num_slots:
                     return
-                self._reading = self._admit(self._waiting.popleft())
+                self._reading = self._admit(self._waiting.popitem(last=False)[1])
             budget -= self._read(self._reading, budget)
             if self._reading.is_read:
                 self._slots.append(self._reading)

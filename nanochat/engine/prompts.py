@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nanochat.conversation import Message, user
 from nanochat.errors import UsageError
-from nanochat.tokenizer.chat import Encoder, render_message
+from nanochat.tokenizer.chat import Encoder, count_at_least, render_message
 
 
 def fit_prompt(
@@ -21,6 +21,11 @@ def fit_prompt(
     Raises UsageError where the last turn alone does not fit.
     """
     last = len(messages) - 1
+    what = "the message and the system prompt take" if system else "the message takes"
+    hint = "send a shorter message" + (", or choose a shorter system prompt" if system else "")
+    least = count_at_least(tokenizer, len(system) + len(messages[last].text))
+    if least >= max_context:  # it is not encoded to find that out
+        raise UsageError(f"{what} at least {least} tokens; the context is {max_context}", hint)
     if messages[last].role == "user":
         first, after = last, [tokenizer.special_ids["<|assistant_start|>"]]
     else:
@@ -32,13 +37,12 @@ def fit_prompt(
 
     prompt = begin_with(first)
     if len(prompt) >= max_context:
-        what = "the message and the system prompt take" if system else "the message takes"
-        raise UsageError(
-            f"{what} {len(prompt)} tokens with its markers; the context is {max_context}",
-            "send a shorter message" + (", or choose a shorter system prompt" if system else ""),
-        )
+        raise UsageError(f"{what} {len(prompt)} tokens with its markers; the context is {max_context}", hint)
     # From the newest turn to older ones, so that a long conversation costs no more than what fits of it.
     while first - 2 >= num_unseen:
+        num_chars = len(messages[first - 1].text) + len(messages[first - 2].text)
+        if count_at_least(tokenizer, num_chars) > max_context:
+            break
         for message in (messages[first], messages[first - 1]):
             after = [*render_message(tokenizer, message)[0], *after]
         longer = begin_with(first - 2)

@@ -63,6 +63,7 @@ class Tokenizer:
         self.kind = kind
         self.vocabulary = build_vocabulary(self.merges)
         self.special_ids = {token: len(self.vocabulary) + index for index, token in enumerate(SPECIAL_TOKENS)}
+        self.longest_token = max(map(len, self.vocabulary))
         self.bos_id = self.special_ids["<|bos|>"]
         self.vocab_size = len(self.vocabulary) + len(SPECIAL_TOKENS)
         self.hash = hashlib.sha256(json.dumps([self.pattern, self.merges]).encode()).hexdigest()

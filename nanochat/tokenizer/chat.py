@@ -9,8 +9,15 @@ class Encoder(Protocol):
     """What rendering needs of a tokenizer."""
 
     special_ids: dict[str, int]
+    longest_token: int
+    """In bytes."""
 
     def encode(self, text: str) -> list[int]: ...
+
+
+def count_at_least(tokenizer: Encoder, num_chars: int) -> int:
+    """How few tokens a text of so many characters can have: a character has a byte or more."""
+    return -(-num_chars // tokenizer.longest_token)
 
 
 DELIMITERS = {

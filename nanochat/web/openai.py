@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from nanochat.web.body import parse_json
 from nanochat.web.errors import ApiError, describe_error
 from nanochat.web.formats import ChatFormat, Choice, CompletionFormat, Format, take
 from nanochat.web.schema import ChatRequest, CompletionRequest, parse_request
@@ -32,11 +33,11 @@ def build_router(service: Service) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(request: Request) -> Response:
         arrived = time.monotonic()
-        wish: ChatRequest = parse_request(ChatRequest, await read_json(request))
+        wish: ChatRequest = parse_request(ChatRequest, parse_json(await request.body()))
         service.check_model(wish.model)
         if not service.is_chat:
             raise ApiError(400, f"{service.name} is a base model, which has not learned to chat: use /v1/completions")
-        prompt = service.render(wish.messages)
+        prompt = await asyncio.to_thread(service.render, wish.messages)
         params = service.plan(wish, len(prompt))
         choices = [Choice(answer, prompt) for answer in service.start(prompt, params, wish.n or 1)]
         return await respond(request, service, ChatFormat(service, wish), choices, wish.stops, arrived)
@@ -44,9 +45,9 @@ def build_router(service: Service) -> APIRouter:
     @router.post("/completions")
     async def complete(request: Request) -> Response:
         arrived = time.monotonic()
-        wish: CompletionRequest = parse_request(CompletionRequest, await read_json(request))
+        wish: CompletionRequest = parse_request(CompletionRequest, parse_json(await request.body()))
         service.check_model(wish.model)
-        prompts = [service.encode(prompt) for prompt in wish.prompts]
+        prompts = await asyncio.to_thread(service.encode_all, wish.prompts)
         if any(not prompt for prompt in prompts):
             raise ApiError(400, "prompt: a list of ids is empty", "prompt")
         plans = [service.plan(wish, len(prompt)) for prompt in prompts]
@@ -74,20 +75,13 @@ def describe_model(service: Service) -> dict[str, Any]:
     }
 
 
-async def read_json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body is no JSON") from None
-
-
 async def respond(
     request: Request, service: Service, form: Format, choices: list[Choice], stops: Sequence[str], arrived: float
 ) -> Response:
     """The answers as one body, or as a stream of events."""
     if form.wish.stream:
         options = form.wish.stream_options
-        with_usage = options is not None and options.include_usage
+        with_usage = options is not None and bool(options.include_usage)
         return EventStream(stream_events(service, form, choices, stops, arrived, with_usage))
 
     async def read_all() -> Response:

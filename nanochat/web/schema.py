@@ -5,7 +5,7 @@ A field that asks for nothing (`tools: []`) is let through, see `neutral.py`. Ou
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -22,6 +22,9 @@ Text = Annotated[StrictStr, Field(max_length=1_000_000)]
 Token = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True)]
 """An integer is one too; true and "1" are not."""
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""One thing that is wrong in it is enough: a million explanations take a minute."""
 
 
 class Strict(BaseModel):
@@ -47,14 +50,14 @@ class CalledTool(Strict):
 
 
 class OwnFields(Strict):
-    tools: list[CalledTool] = Field(default_factory=list)
+    tools: Many[CalledTool] = Field(default_factory=list)
 
 
 class ChatMessage(Strict):
     """nanochat: what this server says beside the text of an answer, for answers that come back."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Many[TextPart]
     name: StrictStr | None = None
     nanochat: OwnFields | None = None
 
@@ -90,7 +93,7 @@ class _Sampled(Numbers):
 
     model: StrictStr | None = None
     n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: StrictStr | Many[StrictStr] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None
@@ -113,7 +116,7 @@ class _Sampled(Numbers):
 class ChatRequest(_Sampled):
     """Body of /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Many[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: StrictInt | None = Field(default=None, ge=1)
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
     logprobs: StrictBool | None = None
@@ -137,7 +140,7 @@ class ChatRequest(_Sampled):
 class CompletionRequest(_Sampled):
     """Body of /v1/completions: text or token ids to continue, one or several."""
 
-    prompt: Text | list[Text] | list[Token] | list[list[Token]] | None
+    prompt: Text | Many[Text] | Many[Token] | Many[Many[Token]] | None
     """None: a text that begins with nothing."""
     max_tokens: StrictInt | None = Field(default=None, ge=0)
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)

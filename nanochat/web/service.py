@@ -14,7 +14,7 @@ from nanochat.engine.decoding import Piece, PieceDecoder
 from nanochat.engine.engine import Finish, TokenEvent
 from nanochat.engine.sampling import SamplingParams
 from nanochat.tokenizer.bpe import Tokenizer
-from nanochat.tokenizer.chat import render_prompt
+from nanochat.tokenizer.chat import count_at_least, render_prompt
 from nanochat.web.errors import ApiError
 from nanochat.web.schema import ChatMessage, ChatRequest, CompletionRequest, Numbers
 from nanochat.web.worker import BusyError, EngineFailedError, Pool, Stream
@@ -90,8 +90,10 @@ class Service:
     def render(self, messages: Sequence[ChatMessage]) -> list[int]:
         """The ids of a prompt. Messages of one role in a row are joined; a system prompt goes before the first.
 
-        Raises ApiError where the first words are not the user's.
+        Takes a while for a long one. Raises ApiError where the first words are not the user's, and, before it encodes
+        anything, where there are too many.
         """
+        self._check_length(sum(len(message.text) for message in messages), "messages")
         system = "\n\n".join(message.text for message in messages if message.role in ("system", "developer"))
         said: list[Message] = []
         for message in messages:
@@ -105,13 +107,31 @@ class Service:
             said[0] = user(f"{system}\n\n{said[0].text}")
         return render_prompt(self.tokenizer, Conversation(tuple(said)))
 
-    def encode(self, prompt: str | list[int]) -> list[int]:
-        """The ids of text to continue, a document's beginning. Raises ApiError for an unknown id."""
-        if isinstance(prompt, str):
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        if any(token >= self.tokenizer.vocab_size for token in prompt):
-            raise ApiError(400, f"prompt: ids are less than {self.tokenizer.vocab_size}", "prompt")
-        return prompt
+    def encode_all(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """The ids of texts to continue, each a document's beginning. Takes a while for long ones.
+
+        Raises ApiError for an unknown id and, before it encodes anything, for a prompt that is too long.
+        """
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self._check_length(len(prompt), "prompt")
+            elif len(prompt) > self.max_context:
+                raise self._too_long(f"{len(prompt)}", "prompt")
+            elif any(token >= self.tokenizer.vocab_size for token in prompt):
+                raise ApiError(400, f"prompt: ids are less than {self.tokenizer.vocab_size}", "prompt")
+        return [
+            [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+
+    def _check_length(self, num_chars: int, name: str) -> None:
+        """Raises ApiError for a text that cannot fit, whatever its tokens are."""
+        if (least := count_at_least(self.tokenizer, num_chars)) > self.max_context:
+            raise self._too_long(f"at least {least}", name)
+
+    def _too_long(self, num_prompt: str, name: str) -> ApiError:
+        said = f"the context is {self.max_context} tokens; the prompt has {num_prompt}"
+        return ApiError(400, said, name, "context_length_exceeded")
 
     def plan(self, request: ChatRequest | CompletionRequest, num_prompt: int) -> SamplingParams:
         """How to sample. Raises ApiError where the prompt or the answer does not fit."""
@@ -124,12 +144,7 @@ class Service:
         room = self.max_context - num_prompt
         if room < 1 or (asked is not None and asked > room):
             what = f" and {name} = {asked}" if asked is not None else ""
-            raise ApiError(
-                400,
-                f"the context is {self.max_context} tokens; the prompt has {num_prompt}{what}",
-                "messages" if isinstance(request, ChatRequest) else "prompt",
-                "context_length_exceeded",
-            )
+            raise self._too_long(f"{num_prompt}{what}", "messages" if isinstance(request, ChatRequest) else "prompt")
         if asked is not None and asked > self.limits.max_new_tokens:
             raise ApiError(400, f"{name} = {asked} is more than this server's {self.limits.max_new_tokens}", name)
         params = self.draw(request, asked if asked is not None else room)

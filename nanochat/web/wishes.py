@@ -1,10 +1,10 @@
 """What the page may ask for over its socket: one JSON object a frame, checked before anything is done."""
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
+from nanochat.web.body import parse_json
 from nanochat.web.errors import ApiError
 from nanochat.web.schema import Numbers, Strict, Text, name_field
 
@@ -115,10 +115,7 @@ _ADAPTER: TypeAdapter[Wish] = TypeAdapter(Annotated[Wish, Field(discriminator="d
 
 def parse_wish(frame: str) -> Wish:
     """Raises ApiError, which names the field."""
-    try:
-        value = json.loads(frame)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the frame is no JSON") from None
+    value = parse_json(frame)
     try:
         return _ADAPTER.validate_python(value)
     except ValidationError as error:
@@ -144,8 +141,8 @@ def _explain(error: ValidationError) -> ApiError:
 def find_id(frame: str) -> int | None:
     """The id of a frame that may be wrong in all else."""
     try:
-        value = json.loads(frame)
-    except (ValueError, RecursionError):
+        value = parse_json(frame)
+    except ApiError:
         return None
     found = value.get("id") if isinstance(value, dict) else None
     return found if type(found) is int else None

@@ -25,6 +25,7 @@ class ByteTokenizer:
     vocab_size = 256 + len(SPECIAL_TOKENS)
     special_ids = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
     bos_id = 256
+    longest_token = 1
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

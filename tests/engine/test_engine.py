@@ -143,6 +143,22 @@ def test_a_request_id_in_use_is_refused_and_free_again_afterwards() -> None:
     engine.add(Request("a", [1], GREEDY))
 
 
+def test_adding_and_cancelling_a_request_looks_at_no_other_one_that_waits() -> None:
+    class Name(str):
+        num_compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.num_compared += 1
+            return str.__eq__(self, other)
+
+    engine = Engine(TinyModel(), 1)
+    for number in range(1000):
+        engine.add(Request(Name(number), [1], GREEDY))
+    assert all(engine.cancel(Name(number)) for number in reversed(range(1000)))
+    assert Name.num_compared < 10_000 and engine.num_active == 0
+
+
 def test_cancelling_reports_once_and_frees_the_slot() -> None:
     engine = Engine(TinyModel(), 1)
     engine.add(Request("a", [1], GREEDY))

@@ -47,15 +47,27 @@ def test_it_equals_the_plain_way(seed: int) -> None:
         assert fit_prompt(TOKENIZER, messages, system, max_context, room, num_unseen) == expected
 
 
+class Counting(ByteTokenizer):
+    num = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.num += 1
+        return super().encode(text)
+
+
 def test_what_does_not_fit_of_a_long_conversation_is_not_read() -> None:
-    class Counting(ByteTokenizer):
-        num = 0
-
-        def encode(self, text: str) -> list[int]:
-            self.num += 1
-            return super().encode(text)
-
     tokenizer = Counting()
     messages = [user("q"), Message("assistant", (Part("text", "a"),))] * 5000
     fit_prompt(tokenizer, [*messages, user("q")], "", 256, 64)
     assert tokenizer.num < 200
+    tokenizer.num = 0
+    long = [user("q" * 10**6), Message("assistant", (Part("text", "a"),)), user("q")]
+    assert fit_prompt(tokenizer, long, "", 256, 64)[1] == 2 and tokenizer.num == 1
+
+
+@pytest.mark.parametrize(("text", "system"), [("q" * 10**6, ""), ("q", "s" * 10**6)])
+def test_a_message_that_cannot_fit_is_refused_before_it_is_read(text: str, system: str) -> None:
+    tokenizer = Counting()
+    with pytest.raises(UsageError, match="at least 100000[01] tokens; the context is 256"):
+        fit_prompt(tokenizer, [user(text)], system, 256, 64)
+    assert tokenizer.num == 0

@@ -192,7 +192,7 @@ def test_a_long_conversation_keeps_the_newest_whole_turns_and_says_so() -> None:
 def test_a_message_longer_than_the_context_is_refused_and_the_conversation_goes_on() -> None:
     session = session_of(["ok"], context=50)
     list(session.send("one"))
-    with pytest.raises(UsageError, match="takes 64 tokens"):
+    with pytest.raises(UsageError, match="takes at least 60 tokens"):
         list(session.send("x" * 60))
     assert len(session.history.messages) == 2
     assert texts(session.send("two")) == "ok"

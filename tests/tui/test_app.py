@@ -125,7 +125,7 @@ async def test_what_is_typed_behind_enter_belongs_to_the_next_question() -> None
 async def test_a_question_that_was_refused_comes_back_before_what_was_typed_since() -> None:
     app = app_of(["ok"], context=60)
     async with app.run_test() as pilot:
-        said = "the message takes 104 tokens with its markers; the context is 60 (send a shorter message)"
+        said = "the message takes at least 100 tokens; the context is 60 (send a shorter message)"
         await type_at_once(app, pilot, "x" * 100 + "\nmore", "x" * 100 + "\nmore", ("Note", said))
 
 

@@ -104,6 +104,64 @@ def test_bodies_that_are_no_request(slow: Serving, body: bytes) -> None:
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
+MANY = [
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 150_000}]}),
+    ("chat/completions", {"messages": ASK, "unknown": [[]] * 300_000}),
+    ("chat/completions", {"messages": ASK} | dict.fromkeys(map(str, range(100_000)))),
+    ("chat/completions", {"messages": [ASK[0] | dict.fromkeys(map(str, range(100_000)))]}),
+    ("completions", {"prompt": [[5]] * 300_000}),
+    ("completions", {"prompt": [5] * 500_000 + ["x"]}),
+    ("completions", {"prompt": ["x"] * 500_000}),
+    ("completions", {"prompt": "x", "unknown": json.loads("[" * 100 + "]" * 100)}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), MANY)
+def test_a_body_of_very_many_parts_is_refused(slow: Serving, path: str, body: dict) -> None:
+    error = slow.post(f"/v1/{path}", body).json()["error"]
+    assert "more than" in error["message"] or error["param"] == "prompt", error
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 900_000}] * 8}),
+        ("completions", {"prompt": ["x" * 900_000] * 8}),
+        ("completions", {"prompt": [5] * 500_000}),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_is_encoded(slow: Serving, path: str, body: dict, monkeypatch) -> None:
+    def encode(text: str) -> list[int]:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(slow.service.tokenizer, "encode", encode)
+    error = slow.post(f"/v1/{path}", body).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "the context is 4000 tokens" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"), [("chat/completions", {"messages": ASK}), ("completions", {"prompt": "a"})]
+)
+def test_the_server_answers_others_while_a_prompt_is_encoded(path: str, prompt: dict, monkeypatch) -> None:
+    is_encoding, may_go_on = threading.Event(), threading.Event()
+    with serving(tiny_model()) as server:
+        encode = server.service.tokenizer.encode
+
+        def wait(text: str) -> list[int]:
+            is_encoding.set()
+            assert may_go_on.wait(20)
+            return encode(text)
+
+        monkeypatch.setattr(server.service.tokenizer, "encode", wait)
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(server.post(f"/v1/{path}", prompt | {"max_tokens": 1})))
+        thread.start()
+        assert is_encoding.wait(20) and server.get("/health").status_code == 200
+        may_go_on.set()
+        thread.join(20)
+        assert answers[0].status_code == 200
+
+
 def test_unknown_pages_and_methods_are_errors_of_the_same_form(slow: Serving) -> None:
     assert slow.get("/v1/nothing").json()["error"]["message"] == "there is no GET /v1/nothing here"
     answer = slow.get("/v1/completions")
