@@ -29,7 +29,7 @@ def test_only_an_earlier_export_is_ever_replaced(nanochat: Call, trained_home: P
     assert nanochat(*words).code == 0, "an empty folder may be there"
     again = nanochat(*words)
     assert again.code == 2 and "there is an export in" in again.err
-    assert "--out out-2  # --yes replaces it" in again.err
+    assert f"--out {tmp_path / 'out'}-2  # --yes replaces it" in again.err
     assert nanochat(*words, "--yes").code == 0
     (tmp_path / "out" / "notes.txt").write_text("mine")
     other = nanochat(*words, "--yes")
