@@ -40,7 +40,7 @@ class TokenizerSettings(Section):
     train_chars: int = Field(default=500_000_000, ge=1)
     """Characters of the pretraining data that the trainer sees."""
     doc_cap: int = Field(default=10_000, ge=1)
-    """Characters of one document that the trainer sees."""
+    """Characters of one document that the trainer sees; more, if the text ends before train_chars."""
     pattern: str = GPT4_STYLE_PATTERN
     """Splitting pattern; digits are taken two at a time so that numbers do not fill a small vocabulary."""
 

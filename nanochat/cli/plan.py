@@ -13,6 +13,7 @@ from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
 from nanochat.disk import format_size
+from nanochat.sources import TEXT_SOURCES
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +46,8 @@ def plan(
     if invocation.as_json:
         invocation.console.show_json({getattr(item, "stage", "base"): asdict(item) for item in plans})
         return
-    invocation.console.show(format_table(describe_base(base, settings)))
+    text_bytes = measure_own_text(invocation, settings.data.dataset)
+    invocation.console.show(format_table(describe_base(base, settings, text_bytes)))
     invocation.console.show("")
     header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
     invocation.console.show(format_table([describe_stage(item) for item in plans], header, [1, 2, 3, 4, 5, 6]))
@@ -64,13 +66,34 @@ def plan(
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 
 
-def describe_base(plan: Any, settings: Any) -> list[tuple[str, str]]:
-    """Names and values of a BasePlan, for people."""
+def measure_own_text(invocation: Invocation, dataset: str) -> int | None:
+    """Bytes of text that a data set has to train on; None if it is not here, or is fetched as a plan needs it."""
+    from nanochat.data.dataset import MANIFEST, load_manifest
+
+    folder = invocation.workspace.dataset(dataset)
+    if dataset in TEXT_SOURCES or not (folder / MANIFEST).is_file():
+        return None
+    known = load_manifest(folder).text_bytes("train")
+    if known is None:  # made before manifests knew
+        from nanochat.data.shards import measure_text
+
+        known = measure_text(folder, "train")
+    return known
+
+
+def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> list[tuple[str, str]]:
+    """Names and values of a BasePlan, for people. text_bytes: of the text that is there."""
+    from nanochat.data.dataset import describe_repeats
     from nanochat.plan import ASSUMED_MFU, DEVICE, DEVICE_BYTES, DOLLARS_PER_DEVICE_HOUR
 
     is_auto = settings.batch.device_batch_size == "auto"
     auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
     parts = ", ".join(f"{name} {format_size(size)}" for name, size in asdict(plan.memory).items())
+
+    described = f", {plan.num_shards:,} shards" if settings.data.dataset in TEXT_SOURCES else ""
+    if text_bytes is not None:
+        repeats = describe_repeats(plan.num_chars / max(1, text_bytes))
+        described = f", which has {format_size(text_bytes)}{repeats and f': {repeats}'}"
 
     horizon = {
         "num_steps": "asked for",
@@ -96,7 +119,7 @@ def describe_base(plan: Any, settings: Any) -> list[tuple[str, str]]:
         ("tokens", f"{plan.num_tokens:,} = {plan.tokens_per_param:.2f} per parameter"),
         (
             "text",
-            f"about {format_count(plan.num_chars)} characters of {settings.data.dataset}, {plan.num_shards:,} shards",
+            f"about {format_count(plan.num_chars)} characters of {settings.data.dataset}{described}",
         ),
         (
             "disk",

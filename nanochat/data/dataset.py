@@ -22,6 +22,8 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 MANIFEST = "shards.json"
 VERSION = 1
 TEXT_COLUMN = "text"
+REPEATED = 1.05
+"""Epochs from which on text repeats: what is known of them beforehand is about so exact."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ def replace_manifest(directory: Path, manifest: Manifest) -> None:
     for path in directory.glob("shard_*.parquet"):
         if path.name not in named:
             path.unlink()
+
+
+def describe_repeats(epochs: float) -> str:
+    """A sentence for text that training goes through more than once, else "".
+
+    >>> describe_repeats(140.2), describe_repeats(1.04)
+    ('the text repeats: training goes through it about 140.2 times', '')
+    """
+    if epochs <= REPEATED:
+        return ""
+    return f"the text repeats: training goes through it about {epochs:,.1f} times"
 
 
 @contextmanager

@@ -154,6 +154,12 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
     return groups
 
 
+def measure_text(directory: Path, split: Split) -> int:
+    """Bytes of the split's texts, about. Raises as `list_row_groups` does."""
+    known = load_manifest(directory).text_bytes(split)
+    return known or sum(group.num_bytes for group in list_row_groups(directory, split))
+
+
 def read_row_group(group: RowGroup) -> pa.ChunkedArray:
     """The texts of a row group; a missing text is null. Raises DataError where the file is damaged."""
     try:

@@ -34,7 +34,7 @@ class TokenBatch(Protocol):
 
 @dataclass(frozen=True)
 class Bits:
-    """The sums behind the score. num_tokens counts every target position looked at, special tokens included."""
+    """The sums behind the score. num_tokens counts every target, special tokens included, ignored ones not."""
 
     bits: float
     num_bytes: int
@@ -71,7 +71,7 @@ def measure_bits(
     rank, world_size = (0, 1) if world is None else (world.rank, world.world_size)
     device = token_bytes.device
     nats = torch.zeros((), dtype=torch.float64)
-    num_bytes, seen, rows_seen = 0, 0, 0
+    num_bytes, seen, rows_seen, num_targets = 0, 0, 0, 0
     for batch in batches:
         ids, targets = batch.ids, batch.targets
         left = num_tokens - seen
@@ -79,6 +79,7 @@ def measure_bits(
             targets = targets.clone()
             targets.view(-1)[left:] = -1
         seen += min(left, targets.numel())
+        num_targets += int((targets >= 0).sum())
         first = (rank - rows_seen) % world_size
         rows_seen += len(ids)
         ids, targets = ids[first::world_size].to(device), targets[first::world_size].to(device)
@@ -95,4 +96,4 @@ def measure_bits(
         total = total.to(device)
         world.all_reduce_sum(total)
         total = total.cpu()
-    return Bits(total[0].item() / math.log(2), int(total[1].item()), seen)
+    return Bits(total[0].item() / math.log(2), int(total[1].item()), num_targets)

@@ -11,6 +11,7 @@ from nanochat.report.sections import (
     core_table,
     describe_core,
     describe_isolation,
+    describe_stage,
     fact_table,
     format_score,
     last_samples,
@@ -132,6 +133,7 @@ def _stage(stage: StageReport) -> str:
             plot_lines((Series("val bpb", stage.val_bpb),), f"{stage.name}: validation bits per byte", "step"),
         ),
     ]
+    parts += [f"<p>{_text(sentence)}</p>" for sentence in describe_stage(stage)]
     for title, table in stage_tables(stage):
         parts += [f"<h3>{title}</h3>", _table(table)]
     samples = last_samples(stage)

@@ -10,6 +10,7 @@ from nanochat.report.sections import (
     core_table,
     describe_core,
     describe_isolation,
+    describe_stage,
     fact_table,
     format_score,
     last_samples,
@@ -74,6 +75,7 @@ def _stage(stage: StageReport) -> list[str]:
     lines = [f"## Stage {escape(stage.name)}", ""]
     if stage.status == NOT_RUN:
         return [*lines, f"Stage {escape(stage.name)}: {NOT_RUN}.", ""]
+    lines += [line for sentence in describe_stage(stage) for line in (escape(sentence), "")]
     if stage.val_bpb:
         rows = tuple((f"{step:,}", f"{bpb:.4f}") for step, bpb in stage.val_bpb[-10:])
         lines += [*render_table(Table(("step", "val bpb"), rows, numeric=frozenset({0, 1}))), ""]

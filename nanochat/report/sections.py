@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.data.dataset import describe_repeats
 from nanochat.report.collect import ReportData, StageReport, flatten
 from nanochat.report.compression import KindReport
 from nanochat.report.practice import PracticeReport
@@ -126,6 +127,13 @@ def practice_table(practice: PracticeReport) -> Table:
     )
     header = ("step", *(f"pass@{k}" for k in ks), "right in training", "no signal", "cut", "tokens an answer")
     return Table(header, rows, numeric=frozenset(range(len(header))))
+
+
+def describe_stage(stage: StageReport) -> list[str]:
+    """What to know about a stage beside its tables, a sentence each."""
+    epochs = stage.result.get("epochs")
+    repeats = describe_repeats(epochs) if isinstance(epochs, int | float) else ""
+    return [f"{repeats[0].upper()}{repeats[1:]}."] if repeats else []
 
 
 def compression_table(kinds: tuple[KindReport, ...]) -> Table:

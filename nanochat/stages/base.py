@@ -1,5 +1,6 @@
 """Pretraining: packed documents, from a fresh initialisation to a base model."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 import nanochat
 from nanochat.data.batch import Batch
+from nanochat.data.dataset import describe_repeats
 from nanochat.data.packing import Packing
 from nanochat.data.pretrain import PretrainLoader
-from nanochat.data.shards import load_manifest
+from nanochat.data.shards import load_manifest, measure_text
 from nanochat.evals.samples import sample_texts
-from nanochat.plan import plan_base, plan_model
+from nanochat.plan import CHARS_PER_TOKEN, plan_base, plan_model
 from nanochat.stages.assemble import open_tokenizer
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset
@@ -34,6 +36,10 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
     plan = plan_base(settings, world.world_size, vocab_size=tokenizer.vocab_size)
     rows, packing = plan.device_batch_size, settings.data.packing
     loaders: list[PretrainLoader] = []
+    epochs = estimate_epochs(job, folder, plan.num_tokens)
+    notes = [CROPPED] if packing == "crop" else []
+    if repeats := describe_repeats(epochs):
+        notes.append(repeats)
 
     def open_loader(cursor: dict | None) -> Loader:
         place = {"rank": world.rank, "world_size": world.world_size, "cursor": cursor}
@@ -47,6 +53,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         return {
             "packing": packing,
             "dropped_share": share,
+            "epochs": round(epochs, 2),
             "dataset": settings.data.dataset,
             "dataset_hash": load_manifest(folder).hash,
         }
@@ -64,10 +71,19 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         validation=lambda: iter_validation(folder, tokenizer, rows, config.context, packing),
         eval_tokens=settings.base.eval_tokens,
         sample=lambda model: sample_texts(model, tokenizer),
-        notes=(CROPPED,) if packing == "crop" else (),
+        notes=tuple(notes),
         describe_data=describe_data,
     )
     return run_course(job, course, display)
+
+
+def estimate_epochs(job: Job, folder: Path, num_tokens: int) -> float:
+    """How often so many tokens go through the text: by the bytes per token that the tokenizer stage has measured."""
+    try:
+        ratio = float(json.loads((job.run.tokenizer / "result.json").read_bytes())["bytes_per_token"])
+    except (OSError, ValueError, KeyError, TypeError):  # a tokenizer that was put there by hand
+        ratio = CHARS_PER_TOKEN
+    return num_tokens * ratio / max(1, measure_text(folder, "train"))
 
 
 def iter_validation(

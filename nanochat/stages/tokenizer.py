@@ -28,16 +28,16 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
     display.say(
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
-        f"{job.settings.data.dataset}, {settings.doc_cap:,} of each document"
+        f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
     )
     num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
     started = time.perf_counter()
-    chars = 0
+    chars = doc_chars = 0
 
-    def count(texts: Iterator[str]) -> Iterator[str]:
-        nonlocal chars
-        for text in texts:
-            chars += len(text)
+    def count(texts: Iterator[tuple[int, str]]) -> Iterator[str]:
+        nonlocal chars, doc_chars
+        for start, text in texts:
+            chars, doc_chars = chars + len(text), max(doc_chars, start + len(text))
             yield text
 
     tokenizer = train_tokenizer(
@@ -56,6 +56,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         "kind": settings.kind,
         "train_chars": chars,
         "doc_cap": settings.doc_cap,
+        "doc_chars": doc_chars,
         "bytes_per_token": ratio,
         "seconds": round(seconds, 3),
         "tokenizer_hash": tokenizer.hash,
@@ -66,25 +67,40 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     compression, _ = compare_vocabularies(job.run.name, tokenizer.encode, job.workspace.ranks)
     _save(job, tokenizer, result, compression)
     display.say(
-        f"tokenizer: {tokenizer.vocab_size:,} tokens in {seconds:.1f} s, {ratio:.3f} bytes per token of validation text"
+        f"tokenizer: {tokenizer.vocab_size:,} tokens from {chars:,} characters in {seconds:.1f} s, "
+        f"{ratio:.3f} bytes per token of validation text"
     )
+    if doc_chars > settings.doc_cap:
+        display.say(
+            f"tokenizer.doc_cap = {settings.doc_cap:,} was raised to {doc_chars:,}: the text has too few documents for "
+            f"tokenizer.train_chars = {settings.train_chars:,}"
+        )
     if tokenizer.vocab_size != settings.vocab_size:
         display.say(
-            f"tokenizer.vocab_size = {settings.vocab_size:,} is more than this text gives: "
-            f"it has merges for {tokenizer.vocab_size:,} tokens"
+            f"tokenizer.vocab_size = {settings.vocab_size:,} is more than these {chars:,} characters give: "
+            f"they have merges for {tokenizer.vocab_size:,} tokens"
         )
     return result
 
 
-def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator[str]:
-    """The first train_chars characters of the training documents, at most doc_cap of each."""
-    left = train_chars
-    for document in iter_documents(folder, "train"):
-        text = document[: min(doc_cap, left)]
-        left -= len(text)
-        yield text
-        if left <= 0:
-            return
+def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator[tuple[int, str]]:
+    """Characters of the training documents, train_chars in all, each piece with its place in its document.
+
+    The first pass takes at most doc_cap of each document. Each further pass takes what follows, twice as much as the
+    one before, until there are train_chars or the text has ended: so one book is read to its end.
+    """
+    start, size, left, has_more = 0, doc_cap, train_chars, True
+    while has_more:
+        has_more = False
+        for document in iter_documents(folder, "train"):
+            text = document[start : start + min(size, left)]
+            has_more |= len(document) > start + size
+            left -= len(text)
+            if text:
+                yield start, text
+            if left <= 0:
+                return
+        start, size = start + size, 2 * size
 
 
 def measure_bytes_per_token(tokenizer: Tokenizer, folder: Path) -> float:

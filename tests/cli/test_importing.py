@@ -74,3 +74,13 @@ def test_a_home_that_cannot_be_written_is_exit_4(nanochat, home, texts, words) -
     assert outcome.code == 4, outcome.err
     first, second = outcome.err.splitlines()[-2:]
     assert first.startswith("error: ") and "cannot be written" in first and second.startswith("hint: ")
+
+
+def test_a_plan_says_how_often_it_goes_through_the_text(nanochat, texts) -> None:
+    words = ("plan", "--preset", "demo", "--set", "data.dataset=texts")
+    assert "which has" not in nanochat(*words).out  # it is not here yet
+    assert nanochat("download", "import", "texts", "--key", "body").code == 0
+    line = next(line for line in nanochat(*words).out.splitlines() if line.startswith("text "))
+    assert "characters of texts, which has 0.0 MB: the text repeats: training goes through it about" in line
+    assert "shards" not in line
+    assert "202 shards" in nanochat("plan", "--preset", "d20").out

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.paths import RunPaths
-from nanochat.report.collect import collect_report
+from nanochat.report.collect import ReportData, StageReport, collect_report
 from nanochat.report.html import render_html
 from nanochat.report.markdown import render_markdown
 
@@ -107,3 +107,11 @@ def test_plots_are_well_formed_xml(run: RunPaths) -> None:
     for plot in plots:
         curves = [line for line in plot.iter() if line.tag.endswith("polyline")]
         assert curves and all(len(line.attrib["points"].split()) >= 2 for line in curves)
+
+
+def test_text_that_was_repeated_is_said() -> None:
+    stages = tuple(StageReport("base", "done", result={"epochs": epochs}) for epochs in (140.2, 1.0))
+    for render in (render_markdown, render_html):
+        report = render(ReportData("r", stages=stages))
+        assert report.count("The text repeats: training goes through it about 140.2 times.") == 1
+        assert report.count("The text repeats") == 1
