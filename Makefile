@@ -5,6 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard rustbpe/src/*.rs) rustbpe/Cargo.toml pyproject.toml
 
+# Without a cargo that works, a toolchain is fetched into the virtual environment, and every recipe finds it there.
+ifeq ($(shell cargo --version 2>/dev/null),)
+RUST := $(abspath $(VENV))/rust
+CARGO := $(VENV)/rust/cargo/bin/cargo
+export CARGO_HOME := $(RUST)/cargo
+export RUSTUP_HOME := $(RUST)/rustup
+export PATH := $(CARGO_HOME)/bin:$(PATH)
+endif
+
 .PHONY: demo test check build bench help
 
 help:  ## Show this list
@@ -18,8 +27,15 @@ $(VENV)/.dependencies: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
-$(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
-	@command -v cargo >/dev/null || { echo "error: Rust is not installed (no cargo on PATH)"; echo "hint:  install it with rustup, then: make build"; exit 3; }
+$(VENV)/rust/cargo/bin/cargo: | $(VENV)/.dependencies
+	@echo "no cargo on PATH: fetching Rust into $(RUST)"
+	$(BIN)/python -m pip install --quiet --target "$(RUST)/site" "puccinialin>=0.1.14,<1"
+	PYTHONPATH="$(RUST)/site" $(BIN)/python -m puccinialin --location "$(RUST)" --info-json "$(RUST)/environment.json" || { \
+	  echo "error: Rust is not installed and cannot be fetched from here" >&2; \
+	  echo "hint:  make build RUSTUP_UPDATE_ROOT=URL  # of a mirror; or install Rust (https://rustup.rs), then: make build" >&2; \
+	  rm -f "$@"; exit 3; }
+
+$(VENV)/.built: $(VENV)/.dependencies $(SOURCES) | $(CARGO)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -36,6 +52,7 @@ check: build  ## Format, lint, types, import contracts, clippy, cargo test, pyte
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 	cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --features python -- -D warnings
 	$(MAKE) test
 
