@@ -259,6 +259,26 @@ def any_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+PRODUCTS_PER_THREAD = 1 << 24
+"""Multiplications of a step of inference that are worth one more thread (benchmarks/threads.py)."""
+
+
+@contextlib.contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """As many of torch's threads as a step of inference keeps busy, afterwards as many as before.
+
+    Threads that share a small product spend their time waiting for each other, and beside another program each wait is
+    a turn of that program. products: multiplications of the step. The number follows from sizes alone, never from a
+    clock: the same seed gives the same text.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 1 + products // PRODUCTS_PER_THREAD))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def use_all_cores(rank: Rank = ALONE) -> int:
     """Give torch this process's share of the cores; returns the threads.
 

@@ -49,6 +49,23 @@ def read_environ() -> Mapping[str, str]:
     return os.environ
 
 
+def choose_spin(environ: Mapping[str, str]) -> dict[str, str]:
+    """SPIN, if nobody has said how threads are to wait."""
+    return {} if "OMP_WAIT_POLICY" in environ else {key: SPIN[key] for key in SPIN if key not in environ}
+
+
+@contextmanager
+def threads_that_sleep() -> Iterator[None]:
+    """Import torch in it, if it computes in this process: its OpenMP reads SPIN as it is loaded, and never again."""
+    added = choose_spin(os.environ)
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 def switch_colors_off() -> None:
     """Do what NO_COLOR does, for libraries that read only the variable."""
     os.environ["NO_COLOR"] = "1"
@@ -128,8 +145,7 @@ def child_environ(environ: Mapping[str, str], offline: bool = False, color: bool
 
     Nor what lets modules of the current folder in: an empty part of PYTHONPATH means that folder.
     """
-    spin = SPIN if "OMP_WAIT_POLICY" not in environ else {}
-    values = {"GLIBC_TUNABLES": MALLOC, **KERNEL_CACHES, **spin, **drop_rank_variables(environ)}
+    values = {"GLIBC_TUNABLES": MALLOC, **KERNEL_CACHES, **choose_spin(environ), **drop_rank_variables(environ)}
     if offline:
         values |= dict.fromkeys(OFFLINE_VARIABLES, "1")
     if not color:

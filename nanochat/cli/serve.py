@@ -10,7 +10,7 @@ import typer
 
 from nanochat.cli.chat import check_sampling
 from nanochat.cli.chats import open_store
-from nanochat.cli.launch import read_environ
+from nanochat.cli.launch import read_environ, threads_that_sleep
 from nanochat.cli.options import Invocation, command
 from nanochat.errors import UsageError
 
@@ -85,8 +85,9 @@ def serve(
     store = None if no_history else open_store(invocation)
     listener = open_port(host, port)
 
+    with threads_that_sleep():
+        from nanochat.runtime import list_devices, pick_dtype, use_all_cores
     from nanochat.engine.sampling import SamplingParams
-    from nanochat.runtime import list_devices, pick_dtype, use_all_cores
     from nanochat.stages.assemble import assemble_model, load_newest
     from nanochat.web.app import build_app
     from nanochat.web.build import build_service

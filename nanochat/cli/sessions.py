@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nanochat.cli.launch import threads_that_sleep
 from nanochat.cli.options import Invocation
 from nanochat.errors import MissingError, UsageError
 from nanochat.paths import RUN_NAME, TRAIN_STAGES, Workspace
@@ -54,8 +55,9 @@ def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str
     """Load the model, with the chat's own sampling where none is given. This is where torch is imported."""
     from dataclasses import replace
 
+    with threads_that_sleep():
+        from nanochat.runtime import use_all_cores
     from nanochat.engine.session import CHAT_SAMPLING
-    from nanochat.runtime import use_all_cores
     from nanochat.stages.assemble import build_session
 
     use_all_cores()

@@ -26,6 +26,7 @@ from nanochat.engine.sampling import (
 )
 from nanochat.engine.tool_loop import ToolLoop, ToolState
 from nanochat.model.attention import varied_lengths
+from nanochat.runtime import threads_for
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -114,6 +115,9 @@ class Engine:
         self.model, self.num_slots, self.max_context = model, num_slots, max_context
         self.tool_loop, self.eos_ids, self.prefill_tokens = tool_loop, frozenset(eos_ids), prefill_tokens
         self.device: torch.device = next(model.parameters()).device
+        self._num_weights = sum(
+            weight.numel() for name, weight in model.named_parameters() if name != "embedding.weight"
+        )
         self.cache = KVCache(
             config.n_layer,
             config.n_kv_head,
@@ -184,7 +188,8 @@ class Engine:
                 return events
             last = torch.tensor([[slot.ids[-1]] for slot in self._slots], device=self.device)
             lengths = [len(slot.ids) - 1 for slot in self._slots]
-            logits = self.model(last, cache=self.cache.decode(lengths))[:, 0]  # (B, V)
+            with threads_for(len(lengths) * self._num_weights):
+                logits = self.model(last, cache=self.cache.decode(lengths))[:, 0]  # (B, V)
         for row, slot in enumerate(self._slots):
             self._rows.extend(row, slot.ids[-1:])
         chosen = self._choose(logits)
@@ -235,10 +240,13 @@ class Engine:
             return 0
         ids = torch.tensor([prompt[start:end]], device=self.device)  # (1, T)
         view = self.cache.prefill(row, start, end - start)
+        threads = threads_for((end - start) * self._num_weights)
         if slot.prompt_logprobs is None:
-            self.model.hidden(ids, cache=view)
+            with threads:
+                self.model.hidden(ids, cache=view)
         else:
-            logits = self.model(ids, cache=view)[0]  # (T, V)
+            with threads:
+                logits = self.model(ids, cache=view)[0]  # (T, V)
             params = slot.request.params
             slot.prompt_logprobs += find_logprobs(logits, prompt[start + 1 : end + 1], params.logprobs or 0)
         slot.num_read = end

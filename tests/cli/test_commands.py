@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import nanochat
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import are_scores_done
-from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command
+from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command, threads_that_sleep
 from nanochat.cli.options import check_utf8, read_utf8
 from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
@@ -339,6 +340,21 @@ def test_the_child_is_offline_where_the_parent_is() -> None:
     environ = child_environ({"HOME": "/x"}, offline=True, color=False)
     assert environ["HF_HUB_OFFLINE"] == environ["NANOCHAT_OFFLINE"] == environ["NO_COLOR"] == "1"
     assert environ["HOME"] == "/x"
+
+
+def test_threads_of_a_chat_sleep_as_soon_as_those_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with threads_that_sleep():
+        assert os.environ["GOMP_SPINCOUNT"] == child_environ({})["GOMP_SPINCOUNT"]
+    assert "GOMP_SPINCOUNT" not in os.environ  # no child of ours inherits it unasked
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    with threads_that_sleep():
+        assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with threads_that_sleep():
+        assert "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.parametrize("code, expected", [(0, 0), (75, 75), (-signal.SIGINT, 130), (-signal.SIGTERM, 143)])

@@ -1,8 +1,10 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nanochat.engine.engine import Engine, generate
+from nanochat.engine.engine import Engine, Request, generate
 from nanochat.engine.kv_cache import KVCache, cache_bytes
 from nanochat.engine.sampling import SamplingParams
 from nanochat.model.config import GPTConfig
@@ -104,3 +106,40 @@ def test_a_cast_of_the_weights_is_what_they_are_now() -> None:
         trained.head.weight.mul_(2)
     assert torch.equal(trained.cast_weights().head.weight, 2 * before.head.weight)
     assert random_gpt(2).cast_weights().head.weight.requires_grad  # float32 already: the model itself, still trained
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_step_takes_no_more_threads_than_its_size_keeps_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_gpt(4)
+    weights = sum(weight.numel() for weight in model.parameters()) - model.embedding.weight.numel()
+    monkeypatch.setattr("nanochat.runtime.PRODUCTS_PER_THREAD", 2 * weights)
+    used = []
+    model.blocks[0].register_forward_hook(
+        lambda block, arguments, output: used.append((output.size(0) * output.size(1), torch.get_num_threads()))
+    )
+    prompts = [[1] * 9, [2], [3], [4]]
+    generate(Engine(model, 4, prefill_tokens=8), prompts, SamplingParams(temperature=0, max_new_tokens=2))
+    assert {count: threads for count, threads in used} == {8: 4, 4: 3, 3: 2, 1: 1}
+    used.clear()
+    generate(Engine(model, 1), [[1]], SamplingParams(temperature=0, max_new_tokens=3))
+    assert set(used) == {(1, 1)}
+    assert torch.get_num_threads() == 4  # as training has it
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_the_threads_are_as_before_when_a_step_fails() -> None:
+    model = random_gpt(4)
+    model.blocks[0].register_forward_hook(lambda *arguments: 1 / 0)
+    engine = Engine(model, 1)
+    engine.add(Request(0, [1], SamplingParams()))
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert torch.get_num_threads() == 4
