@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,9 +34,12 @@ from nanochat.cli import (
 )
 from nanochat.cli.console import Console, count_escaped, prepare_streams
 from nanochat.cli.options import complete_hint, move_global_options, new_group
+from nanochat.disk import FAILING
 from nanochat.errors import NanochatError
 
-EXIT_USAGE, EXIT_CAPACITY, EXIT_INTERRUPTED = 2, 5, 130
+EXIT_USAGE, EXIT_DATA, EXIT_CAPACITY, EXIT_INTERRUPTED = 2, 4, 5, 130
+REFUSED = (*FAILING, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of a path of the user's, wherever it is met."""
 
 app = new_group("Train a ChatGPT-like model end to end, from raw text to a chat window.")
 run.register(app)
@@ -121,10 +125,13 @@ def _run(words: list[str], console: Console) -> int:
         if "temporary directory" in str(error):
             console.fail("no folder for temporary files can be written", "export TMPDIR=DIR")
             return EXIT_CAPACITY
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            console.fail(f"the disk is full: {error.filename or ''}".rstrip(": "), "nanochat runs rm RUN")
+            return EXIT_CAPACITY
+        if error.errno not in REFUSED or not error.filename or "--debug" in words:
             raise
-        console.fail(f"the disk is full: {error.filename or ''}".rstrip(": "), "nanochat runs rm RUN")
-        return EXIT_CAPACITY
+        console.fail(f"{error.filename}: {error.strerror}", f"ls -ld {shlex.quote(os.fsdecode(error.filename))}")
+        return EXIT_DATA
 
 
 def _is_somewhere() -> bool:

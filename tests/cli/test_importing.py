@@ -84,3 +84,33 @@ def test_a_plan_says_how_often_it_goes_through_the_text(nanochat, texts) -> None
     assert "characters of texts, which has 0.0 MB: the text repeats: training goes through it about" in line
     assert "shards" not in line
     assert "202 shards" in nanochat("plan", "--preset", "d20").out
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["download import texts --name x", "download data --dataset demo", "download verify", "runs ls", "chats ls"],
+)
+def test_a_folder_that_the_system_refuses_is_a_sentence(nanochat, home, texts, monkeypatch, words) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("stat", "iterdir", "glob"):
+        monkeypatch.setattr(Path, name, refuse)
+    outcome = nanochat(*words.split())
+    assert outcome.code == 4, outcome.err
+    first, second = outcome.err.splitlines()[-2:]
+    assert first.startswith("error: ") and "Permission denied" in first and second.startswith("hint: ")
+
+
+def test_what_a_killed_import_left_goes_with_the_next(nanochat, home, texts) -> None:
+    left = home / "data" / "texts"
+    (left / ".import").mkdir(parents=True)
+    (left / ".import" / "bucket_0").touch()
+    (left / "shard_00000.parquet").touch()
+    assert nanochat("download", "import", "texts", "--key", "body").code == 0
+    assert sorted(path.name for path in left.iterdir()) == [
+        "shard_00001.parquet",
+        "shard_00002.parquet",
+        "shards.json",
+    ]
+    verify_dataset(left)
