@@ -105,7 +105,9 @@ def say_what_was_cut(invocation: Invocation, report: "ImportReport", encoding: s
     if report.num_cut:
         invocation.console.say(f"cut into pieces, because they are long: {report.num_cut:,} documents")
     if report.num_stretches:
-        invocation.console.say(f"stretches of {report.num_stretches:,} long documents are validation text")
+        invocation.console.say(
+            f"cut, to validate on a part of each and train on the rest: {report.num_stretches:,} documents"
+        )
 
 
 def find_folder(invocation: Invocation, dataset: str) -> Path:

@@ -90,6 +90,7 @@ def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> li
     auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
     parts = ", ".join(f"{name} {format_size(size)}" for name, size in asdict(plan.memory).items())
 
+    data_bytes = plan.data_bytes if text_bytes is None else text_bytes
     described = f", {plan.num_shards:,} shards" if settings.data.dataset in TEXT_SOURCES else ""
     if text_bytes is not None:
         repeats = describe_repeats(plan.num_chars / max(1, text_bytes))
@@ -123,7 +124,7 @@ def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> li
         ),
         (
             "disk",
-            f"about {format_size(plan.disk_bytes)}: {format_size(plan.data_bytes)} of text, "
+            f"about {format_size(plan.disk_bytes - plan.data_bytes + data_bytes)}: {format_size(data_bytes)} of text, "
             f"{format_size(plan.checkpoint_bytes)} a checkpoint",
         ),
         ("memory", f"about {format_size(plan.memory_bytes)} a device: {parts}"),

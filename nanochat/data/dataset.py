@@ -113,12 +113,12 @@ def replace_manifest(directory: Path, manifest: Manifest) -> None:
 def describe_repeats(epochs: float) -> str:
     """A sentence for text that training goes through more than once, else "".
 
-    >>> describe_repeats(140.2), describe_repeats(1.04)
-    ('the text repeats: training goes through it about 140.2 times', '')
+    >>> describe_repeats(14.21), describe_repeats(1.04)
+    ('the text repeats: training goes through it about 14.2 times', '')
     """
     if epochs <= REPEATED:
         return ""
-    return f"the text repeats: training goes through it about {epochs:,.1f} times"
+    return f"the text repeats: training goes through it about {epochs:,.{epochs < 100:d}f} times"
 
 
 @contextmanager

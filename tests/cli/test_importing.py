@@ -35,7 +35,7 @@ def test_enough_validation_text_is_no_news(nanochat, texts) -> None:
     (texts / "book.txt").write_text("word " * 80_000)
     outcome = nanochat("download", "import", "texts", "--key", "body")
     assert outcome.code == 0 and "are few" not in outcome.err, outcome.err
-    assert "stretches of 1 long documents are validation text" in outcome.err
+    assert "cut, to validate on a part of each and train on the rest: 1 documents" in outcome.err
 
 
 def test_a_folder_keeps_its_whole_name(nanochat, home) -> None:
@@ -82,7 +82,7 @@ def test_a_plan_says_how_often_it_goes_through_the_text(nanochat, texts) -> None
     assert nanochat("download", "import", "texts", "--key", "body").code == 0
     line = next(line for line in nanochat(*words).out.splitlines() if line.startswith("text "))
     assert "characters of texts, which has 0.0 MB: the text repeats: training goes through it about" in line
-    assert "shards" not in line
+    assert "shards" not in line and ": 0.0 MB of text" in nanochat(*words).out
     assert "202 shards" in nanochat("plan", "--preset", "d20").out
 
 

@@ -113,5 +113,5 @@ def test_text_that_was_repeated_is_said() -> None:
     stages = tuple(StageReport("base", "done", result={"epochs": epochs}) for epochs in (140.2, 1.0))
     for render in (render_markdown, render_html):
         report = render(ReportData("r", stages=stages))
-        assert report.count("The text repeats: training goes through it about 140.2 times.") == 1
+        assert report.count("The text repeats: training goes through it about 140 times.") == 1
         assert report.count("The text repeats") == 1
