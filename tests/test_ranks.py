@@ -75,3 +75,24 @@ for _ in range(3):
         process.wait()
         signal.signal(signal.SIGINT, before)
     assert caught.value.hint == "nanochat resume mine" and time.monotonic() - started < 300
+
+
+def test_three_ctrl_c_end_a_process_whose_main_thread_hears_nothing() -> None:
+    code = """
+import signal, time
+from nanochat.processes import end_at_third_interrupt
+signal.signal(signal.SIGINT, lambda *_: None)
+end_at_third_interrupt(grace_seconds=0)
+print("ready", flush=True)
+while True:
+    time.sleep(1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:  # two that come at once are one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == 130

@@ -36,6 +36,7 @@ from nanochat.cli.console import Console, count_escaped, prepare_streams
 from nanochat.cli.options import complete_hint, move_global_options, new_group
 from nanochat.disk import FAILING
 from nanochat.errors import NanochatError
+from nanochat.processes import end_at_third_interrupt
 
 EXIT_USAGE, EXIT_DATA, EXIT_CAPACITY, EXIT_INTERRUPTED = 2, 4, 5, 130
 REFUSED = (*FAILING, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(color="--no-color" not in words)
     prepare_streams()
+    if arguments is None:  # the process is ours
+        end_at_third_interrupt()
     try:
         return _run(words, console)
     finally:

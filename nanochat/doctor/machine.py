@@ -24,7 +24,9 @@ NCCL_SHARED_BYTES = 10**9
 """NCCL's own advice for containers (docs.nvidia.com/deeplearning/nccl, troubleshooting, shared memory)."""
 OPEN_FILES = 1024
 """What Linux gives a process unless told otherwise (systemd's soft limit)."""
-MEND_TOKENIZER = "pip install --force-reinstall --no-deps -e .  # in the folder of the project; needs Rust"
+MEND_TOKENIZER = (
+    "pip install --force-reinstall --no-deps -e .  # in the folder of the project; Rust is fetched where it is not"
+)
 
 MEND_TEMPORARY = "export TMPDIR=DIR  # a folder that can be written"
 
