@@ -42,8 +42,12 @@ def serve(
         list[str] | None, typer.Option("--allow-host", help="A name that clients reach this server by; repeatable.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option("--allow-origin", help="A page that may ask, as https://name; repeatable.")
+        list[str] | None,
+        typer.Option("--allow-origin", help="A page of another site that may ask, as https://name, or *; repeatable."),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option("--root-path", help="Where a proxy shows this server, as /llm; it may leave that in paths.")
+    ] = "",
     slots: Annotated[int, typer.Option("--slots", min=1, help="Answers at a time, on each device.")] = 16,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Requests that may wait for a slot.")] = 64,
     max_context: Annotated[
@@ -70,6 +74,7 @@ def serve(
             raise UsageError(f"{option} {seconds} is no number of seconds", f"nanochat serve {option} 300")
     key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
     check_key(key, f"${KEY_VARIABLE}" if api_key is None else "--api-key")
+    origins, prefix = tuple(read_origin(text) for text in allow_origin or ()), read_root_path(root_path)
     is_local = host in LOOPBACK
     if not is_local and not key and not no_api_key:
         raise UsageError(
@@ -112,7 +117,7 @@ def serve(
         is_chat=found.stage != "base",
     )
     names = {*LOOPBACK_NAMES, host, *(allow_host or [])}
-    access = Access(names if is_local or allow_host else None, tuple(allow_origin or ()), key)
+    access = Access(names if is_local or allow_host else None, origins, key, root_path=prefix)
     bound, number = listener.getsockname()[:2]
     is_everywhere = bound in EVERYWHERE
     name = "127.0.0.1" if is_everywhere else f"[{host}]" if ":" in host else host
@@ -137,6 +142,37 @@ def check_key(key: str, source: str) -> None:
             f"character {wrong.start() + 1} of {source} is {what}, and no API client can send such a key",
             "python -c 'import secrets; print(secrets.token_urlsafe())'  # makes one that all can send",
         )
+
+
+def read_origin(text: str) -> str:
+    """A page's origin as a browser sends it. Raises UsageError.
+
+    >>> read_origin("https://Our.Example:443/"), read_origin("*"), read_origin("http://localhost:3000")
+    ('https://our.example', '*', 'http://localhost:3000')
+    """
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:]+\]|[\w.-]+)(:\d{1,5})?/?", text.strip().lower())
+    if text in ("*", "null"):
+        return text
+    if found is None:
+        name = re.sub(r"^.*://|/.*$", "", text.strip()) or "name"
+        raise UsageError(f"--allow-origin {text!r} is no origin", f"nanochat serve --allow-origin https://{name}")
+    scheme, host, port = found.groups()
+    is_default = (scheme, port) in (("http", ":80"), ("https", ":443"))
+    return f"{scheme}://{host}{'' if is_default else port or ''}"
+
+
+def read_root_path(text: str) -> str:
+    """What stands before the server's paths. Raises UsageError.
+
+    >>> read_root_path("/llm/"), read_root_path("/")
+    ('/llm', '')
+    """
+    path = text.rstrip("/")
+    if path and re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII) is None:
+        raise UsageError(
+            f"--root-path {text!r} does not begin with /, or has odd characters", "nanochat serve --root-path /llm"
+        )
+    return path
 
 
 def open_port(host: str, port: int) -> socket.socket:

@@ -1,6 +1,5 @@
 """The web application: routes, errors in one envelope, health and metrics."""
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from nanochat import __version__
@@ -23,7 +21,6 @@ from nanochat.web.service import Service
 from nanochat.web.socket import build_socket_router
 from nanochat.web.talks import Talks
 
-LOG = logging.getLogger("nanochat.web")
 COUNTED_PATHS = ("/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 
@@ -79,15 +76,6 @@ def build_app(service: Service, access: Access | None = None, store: ChatStore |
         what = f"{request.method} {request.url.path[:200]}"
         message = f"there is no {what} here" if error.status_code in (404, 405) else str(error.detail)
         return JSONResponse(describe_error(error.status_code, message), error.status_code, error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def forget(_: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it
-
-    @app.exception_handler(Exception)
-    async def break_down(_: Request, error: Exception) -> Response:
-        LOG.error("a bug", exc_info=error)
-        return JSONResponse(describe_error(500, f"a bug of the server: {type(error).__name__}"), 500)
 
     return app
 

@@ -15,8 +15,10 @@ export class Connection {
   }
 
   connect() {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    this.socket = new WebSocket(`${scheme}://${location.host}/talk`);
+    const address = new URL("talk", document.baseURI); // beside the page, which may stand behind a prefix
+    address.protocol = address.protocol.replace("http", "ws");
+    address.hash = "";
+    this.socket = new WebSocket(address);
     this.socket.onopen = () => this.#greet();
     this.socket.onmessage = (message) => this.#take(JSON.parse(message.data));
     this.socket.onclose = () => this.#lose();
