@@ -49,8 +49,7 @@ def run_pipeline(
     target = choose_target(invocation, preset, config, add_track(add_isolation(overrides, allow_weak), track), run)
     stages = list_stages(target)
     pending = [stage for stage in stages[1:] if not is_done(target.run, stage)]
-    tasks = target.settings.eval.tasks
-    is_scored = not pending and all(are_scores_done(target.run, tasks, stage) for stage in stages[3:])
+    is_scored = not pending and all(are_scores_done(target.run, target.settings, stage) for stage in stages[3:])
     check_devices(target.settings.runtime.device, cluster)
     for stage in pending:  # everything is checked before anything is started
         check_stage(stage, invocation, target, cluster)
@@ -174,7 +173,9 @@ def _score_core(invocation: Invocation, target: Target, cluster: Cluster, traine
 
 def _score_text(invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Bits per byte of the models before sft: what each stage forgets of the text is seen beside them."""
-    stages = [stage for stage in ("base", "mid") if not are_scores_done(target.run, [], stage)]
+    settings = target.settings
+    no_tasks = settings.model_copy(update={"eval": settings.eval.model_copy(update={"tasks": []})})
+    stages = [stage for stage in ("base", "mid") if not are_scores_done(target.run, no_tasks, stage)]
     if not stages:
         return 0
     options = ("--of", ",".join(stages), "--score", "bpb")
