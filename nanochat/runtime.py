@@ -198,6 +198,28 @@ def find_peak(name: str) -> float | None:
     return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
+@contextlib.contextmanager
+def prepared_process(cache: Path, deterministic: bool, rank: Rank) -> Iterator[None]:
+    """Set what counts for a whole worker, and put it back at its end: threads, precision and environment.
+
+    cache: of compiled kernels. deterministic: whether steps will ask for `deterministic_kernels`.
+    """
+    threads, precision, environ = torch.get_num_threads(), torch.get_float32_matmul_precision(), dict(os.environ)
+    torch.set_float32_matmul_precision("high")
+    use_all_cores(rank)
+    prepare_compile(cache)
+    if deterministic:
+        prepare_determinism()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        for name in os.environ.keys() - environ.keys():
+            del os.environ[name]
+        os.environ.update(environ)
+
+
 def can_compile() -> tuple[bool, str]:
     """Say whether torch.compile can build kernels here, and why (or why not)."""
     compiler = next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)), None)
@@ -284,7 +306,10 @@ def use_all_cores(rank: Rank = ALONE) -> int:
 
     OMP_NUM_THREADS wins where set; torchrun sets it to 1 by itself, so that it says nothing there.
     """
-    if "OMP_NUM_THREADS" not in os.environ or rank.is_managed:
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if chosen.isdecimal() and int(chosen) and not rank.is_managed:
+        torch.set_num_threads(int(chosen))
+    else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // rank.local_world_size))
     return torch.get_num_threads()

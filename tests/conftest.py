@@ -1,16 +1,26 @@
-"""A tiny run, trained once for all tests of the stages and of faults."""
+"""A tiny run, trained once for all tests of the stages and of faults; and what holds for every test.
+
+Every test leaves the process as it found it, which is checked, and none depends on which ones ran before it.
+"""
 
 import json
+import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat.data.shards import Manifest, replace_manifest, write_shard_files
 from nanochat.settings import Settings
 from nanochat.stages.__main__ import main
 from nanochat.tasks.demo import generate_documents
+from tests.process_state import _leaves_the_process_as_it_was, pytest_fixture_setup  # noqa: F401  pytest finds them
+
+NUM_THREADS = 2
+"""Of torch, in this process and in those that tests start: another number adds in another order, to other bits."""
 
 TINY = {
     "model": {"depth": 1, "context": 64},
@@ -33,6 +43,25 @@ TINY = {
     "checkpoint": {"every": 5},
     "runtime": {"device": "cpu", "dtype": "float32", "compile": False},
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle-files", type=int, default=None, metavar="SEED", help="run the files in a random order")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
+    torch.set_num_threads(NUM_THREADS)
+    if config.getoption("--shuffle-files") is not None:
+        config.option.loadscopereorder = False  # of xdist, which otherwise begins with the files of most tests
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle-files")
+    if seed is not None:
+        files = sorted({str(item.path) for item in items})
+        random.Random(seed).shuffle(files)
+        items.sort(key=lambda item: files.index(str(item.path)))
 
 
 def write_settings(home: Path, run: str, changes: dict[str, dict] | None = None) -> Path:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from nanochat.disk import FAILING, describe_unsynced, name_error
 from nanochat.errors import NanochatError
 from nanochat.paths import TRAIN_STAGES, RunPaths
@@ -24,11 +22,9 @@ from nanochat.runtime import (
     open_world,
     pick_device,
     pick_dtype,
-    prepare_compile,
-    prepare_determinism,
+    prepared_process,
     read_environ,
     redirect_output,
-    use_all_cores,
 )
 from nanochat.stages.base import run_base
 from nanochat.stages.display import Display
@@ -114,12 +110,10 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
     watch.hang_seconds = settings.runtime.hang_seconds
     resume = options.resume or f"nanochat resume {run.name}"
     is_resumable = options.stage in TRAIN_STAGES
-    with StopRequests(options.stage, resume, display.say, is_resumable) as stop:
-        torch.set_float32_matmul_precision("high")
-        use_all_cores(rank)
-        prepare_compile(workspace.home / "compile")
-        if settings.runtime.deterministic:
-            prepare_determinism()
+    with (
+        StopRequests(options.stage, resume, display.say, is_resumable) as stop,
+        prepared_process(workspace.home / "compile", settings.runtime.deterministic, rank),
+    ):
         world = open_world(pick_device(settings.runtime.device), rank, settings.runtime.hang_seconds)
         watch.join()
         if world.is_main and (warning := describe_unsynced(run.root)):
