@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nanochat.runtime import World
+from tests.patience import PATIENCE_SECONDS
 
 SPECIAL_NAMES = (
     "<|bos|>",
@@ -62,7 +63,7 @@ SHARED: dict[int, tuple[list[Any], threading.Barrier]] = {}
 
 def run_ranks(work: Callable[[World], Any], world_size: int = 2) -> list[Any]:
     """Do the work as every rank of a world, each in a thread; returns what each returned or raised."""
-    SHARED[world_size] = ([None] * world_size, threading.Barrier(world_size, timeout=60))
+    SHARED[world_size] = ([None] * world_size, threading.Barrier(world_size, timeout=PATIENCE_SECONDS))
 
     def attempt(rank: int) -> Any:
         try:

@@ -8,6 +8,8 @@ import time
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import PATIENCE_SECONDS
+
 if TYPE_CHECKING:
     from tests.hub_server import HubServer
 
@@ -69,7 +71,7 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(half)
             self.wfile.flush()
             if fault == "stall":
-                self.server.closing.wait(60)
+                self.server.closing.wait(PATIENCE_SECONDS)
             if fault == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
@@ -105,7 +107,7 @@ class Answers(BaseHTTPRequestHandler):
                     break
             self.close_connection = True
         elif fault == "hang":
-            self.server.closing.wait(60)
+            self.server.closing.wait(PATIENCE_SECONDS)
             self.close_connection = True
         elif fault == "html":
             self.reply(200, b"<html>Sign in to the network</html>", {"Content-Type": "text/html; charset=utf-8"})

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_SECONDS = 120.0
-"""How long a test waits for what must happen: a limit on hanging, not a measure of speed. Busy machines are slow."""
+from tests.patience import PATIENCE_SECONDS
 
 WRITTEN_BY_OTHERS = ("PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that pytest, a terminal and torch (at its first optimizer) set by themselves."""

@@ -282,7 +282,7 @@ class ChatApp(ThreadApp):
 
     async def _catch_up(self) -> bool:
         """Show what another program, such as the page, added to this conversation; whether it did."""
-        if self._busy or self._editing or len(self.screen_stack) > 1:
+        if self._busy or self._editing or len(self.screen_stack) != 1:  # none while the app closes
             return False
         try:
             if not self.recorder.catch_up():
@@ -415,5 +415,5 @@ class ChatApp(ThreadApp):
         self._show_status()
 
     def _show_status(self) -> None:
-        for status in self.screen_stack[0].query("#status").results(Static):  # none while the app closes
+        for status in (found for screen in self.screen_stack[:1] for found in screen.query("#status").results(Static)):
             status.update(describe_status(self.session, self.first_token, self._busy))

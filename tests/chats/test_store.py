@@ -20,6 +20,7 @@ from nanochat.chats.store import ChatStore
 from nanochat.conversation import Conversation, Message, Part, assistant, parse_conversation, user
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.tasks.custom_json import CustomJSONTask
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_programs_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     for program in programs:
         program.start()
     for program in programs:
-        program.join(60)
+        program.join(PATIENCE_SECONDS)
         assert program.exitcode == 0
     store = ChatStore(tmp_path / "chats.db")
     said = sorted(texts(store, info.id)[0] for info in store.list())
@@ -313,9 +314,7 @@ def test_reading_waits_for_no_writer(store: ChatStore) -> None:
     store.create("", "here")
     with sqlite3.connect(store.path, isolation_level=None) as other:  # type: ignore[arg-type]
         other.execute("BEGIN IMMEDIATE")
-        started = time.monotonic()
-        assert ChatStore(store.path).list()[0].title == "here"
-        assert time.monotonic() - started < 5
+        assert ChatStore(store.path).list()[0].title == "here"  # a reader that waited would end in an error
         other.execute("ROLLBACK")
 
 
@@ -329,7 +328,7 @@ chat = store.create("", "held")
 answer = store.add(chat, store.add(chat, None, user("q")), Message("assistant", (Part("text", "so far"),)))
 store.locks.hold(answer)
 print(chat, answer, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

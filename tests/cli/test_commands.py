@@ -20,6 +20,7 @@ from nanochat.processes import START
 from nanochat.settings import Settings
 from tests.cli.conftest import make_run
 from tests.core_bundle import write_bundle
+from tests.patience import PATIENCE_SECONDS
 
 ALL_DONE = ("tokenizer", "base", "mid", "sft", "rl")
 
@@ -447,7 +448,7 @@ def test_a_closed_standard_output_is_no_bug(home) -> None:
     code = "import sys; from nanochat.cli.main import main; sys.exit(main(['config', 'show', '--json']))"
     command = [sys.executable, "-c", code]
     script = shlex.join(command) + " >&-"
-    ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

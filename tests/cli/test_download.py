@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from nanochat.paths import RunPaths
 from nanochat.settings import Settings
 from tests.cli.conftest import Outcome
 from tests.hub_server import HubServer, load_folder, serve
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 CONFIG = """
 [model]
@@ -98,7 +98,7 @@ def spawn(server: HubServer, home: Path) -> Callable[..., "subprocess.Popen[str]
 def call(spawn) -> Callable[..., Outcome]:
     def run(*words: str, **options: str) -> Outcome:
         process = spawn(*words, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         return Outcome(process.returncode, out, err)
 
     return run
@@ -193,17 +193,10 @@ def test_a_download_that_fails_in_part_makes_no_data_set(call, server, home) -> 
 def test_two_processes_at_once_fetch_each_file_once(spawn, server, home, fetch_all) -> None:
     server.bytes_per_second = 4_000
     processes = [spawn(*fetch_all) for _ in range(2)]
-    outcomes = [process.communicate(timeout=60) for process in processes]
+    outcomes = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outcomes
     assert sum("waiting for process" in err for _, err in outcomes) == 1
     assert server.count("/resolve/") == 7 and server.count("eval_bundle") == 1
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def test_ctrl_c_says_how_to_go_on(spawn, call, server, home) -> None:
@@ -211,7 +204,7 @@ def test_ctrl_c_says_how_to_go_on(spawn, call, server, home) -> None:
     process = spawn("download", "data", "--config", "d4.toml")
     wait_until(lambda: bool(list((home / "data").glob("fineweb-edu/.*.part"))))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "hint:  nanochat download data --config d4.toml"
     server.bytes_per_second = 0

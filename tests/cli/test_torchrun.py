@@ -19,6 +19,7 @@ from nanochat.errors import CapacityError, NanochatError, StoppedError
 from nanochat.processes import is_running
 from nanochat.ranks import HangLimits, RankMark, explain_hang, name_boot, new_mark, read_marks, write_mark
 from nanochat.stages.watch import _Heard
+from tests.patience import wait_until
 
 SECOND_NODE = Cluster(gpus=1, nodes=2, node_rank=1, rdzv_endpoint="node0:29500")
 START = "import os, signal, subprocess, sys, time; from pathlib import Path; from nanochat.ranks import *; "
@@ -36,7 +37,7 @@ def play(folder: Path, code: str, cluster: Cluster | None = None, launch: Launch
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield process
     process.kill()
     process.wait()
@@ -61,7 +62,7 @@ def test_a_stop_of_the_second_node_reaches_its_torchrun_whatever_old_marks_say(
 ) -> None:
     write_mark(tmp_path, replace(new_mark(1, 2, time.time() - 100, "old"), pid=stranger.pid, phase="step", step=7))
     with pytest.raises(StoppedError, match="before its first step"):
-        play(tmp_path, f"os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)", SECOND_NODE)
+        play(tmp_path, f"os.kill({os.getpid()}, signal.SIGTERM); time.sleep(600)", SECOND_NODE)
     assert is_running(stranger.pid)
 
 
@@ -76,7 +77,7 @@ def test_ranks_that_end_without_a_word_are_not_taken_for_done(tmp_path: Path) ->
 @pytest.mark.parametrize(("number", "said"), [(6, "was ended by SIGABRT"), (9, "most likely because memory ran out")])
 def test_a_crash_is_not_called_a_lack_of_memory(tmp_path: Path, number: int, said: str) -> None:
     code = f"""
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 write_mark(folder, replace(new_mark(0, 1, time.time(), word), pid=child.pid, phase="step", step=3))
 child.send_signal({number})
 child.wait()
@@ -175,21 +176,13 @@ def test_what_is_limited_ends_with_the_one_who_started_it(tmp_path: Path) -> Non
 import sys, os
 from pathlib import Path
 from nanochat.cli.launch import run_limited
-sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
 run_limited([sys.executable, "-c", sleeper, {str(tmp_path / "pid")!r}], os.environ, Path({str(tmp_path / "log")!r}), 60)
 """
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environ)
-    await_condition(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+    wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
     child = int((tmp_path / "pid").read_text())
     parent.kill()
     parent.wait()
-    await_condition(lambda: not is_running(child))
-    assert not is_running(child)
-
-
-def await_condition(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not is_running(child))

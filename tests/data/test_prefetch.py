@@ -1,19 +1,11 @@
 import gc
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from nanochat.data.prefetch import Prefetcher
-
-
-def wait_for_threads(number: int) -> bool:
-    for _ in range(100):
-        if threading.active_count() <= number:
-            return True
-        time.sleep(0.02)
-    return False
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 
 def test_items_come_in_order_and_the_end_stays_the_end() -> None:
@@ -32,8 +24,10 @@ def test_no_more_than_the_depth_is_made_ahead() -> None:
 
     items = Prefetcher(count(), 3)
     assert next(items) == 0
+    most = 1 + 3 + 1  # taken, waiting, in hand
+    wait_until(lambda: len(made) >= most)
     time.sleep(0.05)
-    assert len(made) <= 1 + 3 + 1  # taken, waiting, in hand
+    assert len(made) == most
     items.close()
 
 
@@ -50,18 +44,18 @@ def test_an_error_arrives_where_its_item_would_and_again() -> None:
 
 
 def test_close_ends_the_thread_and_the_iteration() -> None:
-    before = threading.active_count()
     items = Prefetcher(iter(int, 1), 2)
     next(items)
     items.close()
-    assert threading.active_count() == before
+    assert not items._thread.is_alive()
     assert list(items) == []
 
 
 def test_an_abandoned_iterator_ends_its_thread() -> None:
-    before = threading.active_count()
     items = Prefetcher(iter(int, 1), 2)
     next(items)
+    thread = items._thread
     del items
     gc.collect()
-    assert wait_for_threads(before)
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()

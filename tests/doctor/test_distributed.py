@@ -1,14 +1,16 @@
+import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanochat.cli import launch
 from nanochat.cli.launch import run_limited
 from nanochat.doctor.distributed import choose_processes, judge_all_reduce, read_reports
 from nanochat.errors import UsageError
 from nanochat.stages.bandwidth import main
+from tests.patience import wait_until
 
 AGAIN = "nanochat doctor --distributed"
 
@@ -106,20 +108,30 @@ def test_what_goes_wrong_in_a_worker_stands_in_its_report(tmp_path: Path) -> Non
     assert found["state"] == "failed" and "'tpu' is none of" in found["error"]
 
 
-def test_a_command_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
+def test_a_command_that_hangs_is_ended_with_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 child.wait()
 """
-    assert run_limited([sys.executable, "-c", code], {}, tmp_path / "log", 1.0) is None
-    pid = int((tmp_path / "log").read_text())
-    for _ in range(300):
-        if is_gone(pid):
-            return
-        time.sleep(0.1)
-    raise AssertionError("what it has started still runs")
+    log = tmp_path / "log"
+
+    class Impatient(subprocess.Popen):
+        """Its time is over as soon as it has said something."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout == 1.0:
+                wait_until(lambda: log.read_text().endswith("\n"))
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Impatient)
+    assert run_limited([sys.executable, "-c", code], {}, log, 1.0) is None
+    pid = int(log.read_text())
+    wait_until(lambda: is_gone(pid))
 
 
 def is_gone(pid: int) -> bool:

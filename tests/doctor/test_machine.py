@@ -17,6 +17,7 @@ from nanochat.doctor.machine import (
     judge_shared_memory,
     parse_version,
 )
+from tests.patience import PATIENCE_SECONDS
 
 
 def test_every_check_is_made_even_where_the_home_does_not_exist(tmp_path: Path) -> None:
@@ -127,4 +128,4 @@ def test_the_worst_finding_is_the_verdict() -> None:
 
 def test_importing_the_doctor_loads_no_torch() -> None:
     code = "import sys, nanochat.doctor.examine, nanochat.doctor.distributed; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS).returncode == 0

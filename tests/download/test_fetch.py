@@ -15,6 +15,10 @@ from tests.download.conftest import IMPATIENT, SIZES, check_files, make_body
 from tests.download.test_bundle import MEMBERS, build_zip
 from tests.hub_faults import FAULTS
 from tests.hub_server import File, serve
+from tests.patience import wait_until
+
+ENDLESS = ("stall", "slow", "hang")
+"""Faults that a patient client would wait for."""
 
 
 def test_files_arrive_with_their_record(server, order, new_fetcher) -> None:
@@ -41,7 +45,7 @@ def test_what_is_here_is_not_fetched_again_and_needs_no_socket(server, order, ne
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_another_attempt_and_never_a_wrong_file(server, order, new_fetcher, fault, where) -> None:
     server.misbehave(fault, where, times=2)
-    fetcher = new_fetcher()
+    fetcher = new_fetcher(is_patient=fault not in ENDLESS)
     fetcher.fetch([order])
     check_files(order)
     assert server.done.get(fault, 0) >= 1
@@ -53,7 +57,7 @@ def test_a_fault_costs_another_attempt_and_never_a_wrong_file(server, order, new
 @pytest.mark.parametrize("fault", ["cut", "reset", "stall", "slow"])
 def test_a_connection_that_ends_is_gone_on_from(server, order, new_fetcher, fault) -> None:
     server.misbehave(fault, "train-00000", times=1)
-    new_fetcher().fetch([order])
+    new_fetcher(is_patient=fault not in ENDLESS).fetch([order])
     check_files(order)
     ranges = [headers.get("Range") for _, path, headers in server.requests if "train-00000" in path]
     assert ranges[0] is None and ranges[1].startswith("bytes=")
@@ -237,10 +241,9 @@ def test_a_record_or_listing_that_leads_out_of_the_folder_is_refused(server, tmp
 def test_a_second_process_waits_for_the_first_and_fetches_nothing(server, order, new_fetcher) -> None:
     server.misbehave("stall", "train-00000", times=1)
     said: list[str] = []
-    first = threading.Thread(target=new_fetcher(timeout=1.0).fetch, args=([order],))
+    first = threading.Thread(target=new_fetcher(is_patient=False).fetch, args=([order],))
     first.start()
-    while server.count("/resolve/") == 0:
-        pass
+    wait_until(lambda: server.count("/resolve/") > 0)
     new_fetcher(said).fetch([order])
     first.join()
     assert any(text.startswith("waiting for process") for text in said)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+from tests.patience import PATIENCE_SECONDS
+
 SPECIAL_TOKENS = (
     "<|bos|>",
     "<|user_start|>",
@@ -98,7 +100,7 @@ class TinyModel(torch.nn.Module):
 class ScriptedModel(torch.nn.Module):
     """Says one script after another, an answer each, then `<|assistant_end|>`; text is bytes.
 
-    pause_after: before token n of an answer the model waits for `resume` (at most 10 seconds), so that a test
+    pause_after: before token n of an answer the model waits for `resume` (for a while), so that a test
     can act in the middle of an answer.
     """
 
@@ -133,7 +135,7 @@ class ScriptedModel(torch.nn.Module):
             self.in_output = token != ByteTokenizer.special_ids["<|output_end|>"]
         if self.place == self.pause_after:
             self.paused.set()
-            self.resume.wait(10)
+            self.resume.wait(PATIENCE_SECONDS)
         logits = torch.full((1, 1, 265), -1e9)
         logits[0, 0, self.script[self.place]] = 0.0
         return logits

@@ -14,6 +14,7 @@ from nanochat.paths import StagePaths
 from nanochat.training.metrics import MetricsFile
 from tests.faults.conftest import CHANGES, NUM_STEPS
 from tests.faults.workers import Fault, Workers
+from tests.patience import wait_until
 
 NUM_KILLS = 20
 CALLS_PER_SAVE = 45  # counted below: 37 to write one, and those that delete an old one
@@ -60,10 +61,7 @@ def test_a_run_that_is_asked_to_stop_saves_everything(
 
 
 def wait_for_step(metrics: MetricsFile, step: int) -> None:
-    end = time.monotonic() + 60
-    while max(metrics.values("loss"), default=0) < step:
-        assert time.monotonic() < end, f"step {step} never came"
-        time.sleep(0.002)
+    wait_until(lambda: max(metrics.values("loss"), default=0) >= step)
 
 
 def test_the_calls_of_a_save_are_all_seen(workers: Workers, new_run: Callable[..., Path]) -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from nanochat.errors import MissingError, NanochatError
 from nanochat.manifest import MANIFEST
 from nanochat.paths import StagePaths
 from nanochat.runtime import World
+from tests.patience import wait_until
 
 
 def save(stage: StagePaths, step: int, world: World) -> None:
@@ -94,9 +94,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
     context = mp.spawn(run_rank, (str(folder),), nprocs=2, join=False)  # type: ignore[attr-defined]
     assert context is not None
-    end = time.monotonic() + 60
-    while not context.join(timeout=1):
-        assert time.monotonic() < end, "a rank waits for the other for ever"
+    wait_until(lambda: context.join(timeout=1))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -9,6 +9,7 @@ from nanochat.paths import RunPaths
 from nanochat.report.collect import collect_report
 from nanochat.report.html import render_html
 from nanochat.report.markdown import render_markdown
+from tests.patience import PATIENCE_SECONDS
 
 
 def test_every_stage_says_whether_it_is_done_unfinished_or_not_run(run: RunPaths) -> None:
@@ -107,4 +108,4 @@ def test_reports_load_no_torch() -> None:
     modules = "collect, environment, html, markdown, plot, sections"
     code = f"import sys; from nanochat.report import {modules}; environment.describe_environment(); "
     code += "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS).returncode == 0

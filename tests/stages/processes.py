@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from nanochat.paths import RunPaths
 from nanochat.ranks import RankMark, read_marks
 from nanochat.training.metrics import MetricsFile
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 # Ends itself with a signal right after the metrics line of a step is written.
 ENDING = """
@@ -31,8 +30,7 @@ sys.exit(main([sys.argv[4], sys.argv[3]]))
 def run_until(settings: Path, step: int, number: int, stage: str = "base") -> subprocess.CompletedProcess[str]:
     """Train a stage in a process of its own that gets a signal right after the record of a step."""
     command = [sys.executable, "-c", ENDING, str(step), str(int(number)), str(settings), stage]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 class Launch:
@@ -59,19 +57,23 @@ class Launch:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self) -> int:
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(PATIENCE_SECONDS)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
+                self.process.wait()
 
-    def wait_for(self, is_true: Callable[[], object], seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while not is_true():
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < end, f"it never happened: {self.text}"
-            time.sleep(0.05)
+    def wait_for(self, is_true: Callable[[], object]) -> None:
+        """Wait for what happens while it runs."""
+
+        def happened() -> bool:
+            is_here = is_true()
+            assert is_here or self.process.poll() is None, self.text
+            return bool(is_here)
+
+        wait_until(happened, lambda: self.text)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: self.step >= step)

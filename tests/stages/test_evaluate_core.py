@@ -1,7 +1,6 @@
 """CORE as a stage: its files, its limits, and an evaluation that is killed and goes on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from nanochat.data.core_bundle import CORE_TASKS, load_bundle, load_items
@@ -18,6 +16,7 @@ from nanochat.paths import RunPaths
 from nanochat.stages.__main__ import main
 from nanochat.stages.scores import hash_code
 from tests.core_bundle import write_bundle
+from tests.patience import PATIENCE_SECONDS
 
 Start = Callable[..., Path]
 LABELS = ("copa", "arc_easy", "winograd", "lambada_openai")
@@ -124,9 +123,8 @@ def test_a_killed_evaluation_goes_on_and_equals_the_uninterrupted_one(
 
 def evaluate_until(place: int, number: int, code: int, words: list[str]) -> None:
     """Evaluate in a process that ends itself in its task number `place`."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", ENDING, str(place), str(int(number)), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert ended.returncode == code, ended.stderr
 
 
@@ -206,7 +204,7 @@ def test_two_ranks_score_like_one(evaluated: RunPaths) -> None:
         words = ["eval", "core", "again/base", "--max-per-task", "9", "--log-samples", "--device", "cpu"]
         words += ["--gpus", number, "--home", str(evaluated.root.parents[1])]
         command = [sys.executable, "-m", "nanochat.cli.main", *words]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         assert ended.returncode == 0, ended.stderr
         assert "centred mean of 4 of the 22 CORE tasks" in ended.stdout
         scores = {path.name: json.loads(path.read_text()) for path in evaluated.eval.rglob("*.json")}

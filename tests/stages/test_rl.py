@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from nanochat.stages.__main__ import main
 from nanochat.training.metrics import MetricsFile
 from nanochat.training.rollout_files import RolloutFiles
 from tests.conftest import write_settings
+from tests.patience import PATIENCE_SECONDS
 from tests.stages.processes import Launch, ranks, run_until
 
 Start = Callable[..., Path]
@@ -116,8 +116,7 @@ rollouts._answer = stop_in_the_middle
 from nanochat.stages.__main__ import main
 sys.exit(main(["rl", {str(settings)!r}]))
 """
-    environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environ)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert ended.returncode == 75, ended.stderr
     run = RunPaths(settings.parent)
     assert run.stage("rl").steps() == [3] and list(read_rollouts(run)) == [1, 2, 3]

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
 from nanochat.stages.lock import find_holder
 from nanochat.training.metrics import MetricsFile
+from tests.patience import wait_until
 from tests.stages.processes import run_until
 
 Start = Callable[..., Path]
@@ -143,13 +143,6 @@ def test_a_disk_that_syncs_no_folder_stops_nothing_and_is_said_once(
     shutil.rmtree(settings.parent / "tokenizer")
     assert main(["tokenizer", str(settings)]) == 0
     assert capsys.readouterr().err.count("a power cut may lose the newest file") == 1
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])

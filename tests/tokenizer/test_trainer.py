@@ -16,6 +16,7 @@ from nanochat import _rustbpe
 from nanochat.settings import GPT4_STYLE_PATTERN
 from nanochat.tasks.demo import generate_documents
 from tests import oracle_bpe
+from tests.patience import PATIENCE_SECONDS
 
 WORDS = r"\w+|\s+"
 MIXED = "aAsStTdDzZ 'lLvVeErR09٣Ⅷé字ſ\t\n\r\u00a0\u2003\u0085.,!-\"\u0301😀"
@@ -107,8 +108,8 @@ def test_ctrl_c_is_heard_within_a_second() -> None:
         words = ["".join(random.Random(i).choices("abcdefgh", k=400)) for i in range(20_000)]
         trainer = _rustbpe.Trainer(r".+", 1)
         trainer.feed(words)
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             trainer.train(10**6)
         except KeyboardInterrupt:
             sys.exit(42)
@@ -117,4 +118,4 @@ def test_ctrl_c_is_heard_within_a_second() -> None:
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 42  # the bound on hanging; benchmarks measure the second
+    assert process.wait(timeout=PATIENCE_SECONDS) == 42  # the bound on hanging; benchmarks measure the second

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +12,7 @@ from nanochat.paths import StagePaths
 from nanochat.training.metrics import MetricsFile
 from nanochat.training.trackers import Identity, TensorBoardTracker, TrackioTracker, describe_stage, follow
 from nanochat.training.tracking import start_tracking, tracker_environ
+from tests.patience import PATIENCE_SECONDS, wait_until
 from tests.trackers import install_fake_wandb
 
 IDENTITY = Identity("demo", "base", "demo-base-1", {"model": {"depth": 2}})
@@ -24,13 +24,6 @@ def stage(tmp_path: Path) -> StagePaths:
     paths.root.mkdir(parents=True)
     (tmp_path / "demo" / "settings.json").write_text('{"settings": {"model": {"depth": 2}}}')
     return paths
-
-
-def wait_until(is_true, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
@@ -139,7 +132,10 @@ def test_a_trainer_that_is_killed_leaves_a_whole_copy_and_no_process(
     )
     root = str(Path(__file__).parents[2])
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], root])}
-    assert subprocess.run([sys.executable, "-c", code, str(stage.root)], env=environ, timeout=60).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(stage.root)], env=environ, timeout=PATIENCE_SECONDS).returncode
+        == -9
+    )
     wait_until(lambda: fake.calls("finish") and is_gone(fake.calls("finish")[0]["pid"]))
     assert fake.logged() == [(1, {"loss": 2.0})]
 

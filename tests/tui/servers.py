@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.patience import PATIENCE_SECONDS
+
 
 @dataclass
 class Reply:
@@ -108,4 +110,4 @@ def foreign(*replies: Reply, of: Callable[[dict], Reply] | None = None, models: 
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)

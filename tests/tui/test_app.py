@@ -3,6 +3,8 @@ import json
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from nanochat.tui.client import Server
 from nanochat.tui.remote import RemoteModels, RemoteSession
 from nanochat.tui.widgets import AnswerText, PromptArea, ToolCall, UserTurn
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
+from tests.patience import PATIENCE_SECONDS
 from tests.tui.servers import DONE, Reply, delta, error, foreign, text
 
 CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is **4**."]
@@ -30,14 +33,18 @@ def app_of(*scripts: list[str], folder: Path = Path(), context: int = 512, pause
     return ChatApp(Recorder(ChatSession(model, ByteTokenizer(), name="demo/sft@10", params=params), None), folder)
 
 
+async def wait_for(pilot, is_true: Callable[[], object]) -> None:
+    """Let the application go on until it is true."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_true():
+        assert time.monotonic() < end, "it never happened"
+        await pilot.pause(0.01)
+
+
 async def settle(app: ChatApp, pilot) -> None:
     """Wait until the answer is on the screen."""
-    for _ in range(400):
-        await pilot.pause(0.01)
-        if not app.is_answering:
-            await pilot.pause()
-            return
-    raise AssertionError("the answer never ended")
+    await wait_for(pilot, lambda: not app.is_answering)
+    await pilot.pause()
 
 
 async def ask(app: ChatApp, pilot, text: str) -> None:
@@ -85,7 +92,7 @@ async def test_escape_stops_the_answer_and_keeps_its_beginning() -> None:
     async with app.run_test() as pilot:
         await ask(app, pilot, "go")
         model = app.session._engine.model
-        await asyncio.to_thread(model.paused.wait, 10)
+        await asyncio.to_thread(model.paused.wait, PATIENCE_SECONDS)
         await ask(app, pilot, "too early")
         await pilot.press("escape")
         model.resume.set()
@@ -234,7 +241,7 @@ async def test_quitting_in_the_middle_of_an_answer_ends_the_worker(key: str) -> 
     async with app.run_test() as pilot:
         await ask(app, pilot, "go")
         model = app.session._engine.model
-        await asyncio.to_thread(model.paused.wait, 10)
+        await asyncio.to_thread(model.paused.wait, PATIENCE_SECONDS)
         await pilot.press(key)
         model.resume.set()
         await pilot.pause()
@@ -269,8 +276,7 @@ async def test_what_is_pasted_is_cleaned_and_sent_only_by_enter() -> None:
         app.transcript.focus()
         await pilot.pause()
         app.post_message(events.Paste("!"))
-        await pilot.pause(0.1)
-        assert prompt.text == "xone\ntwo red left\n!" and prompt.has_focus
+        await wait_for(pilot, lambda: prompt.text == "xone\ntwo red left\n!" and prompt.has_focus)
 
 
 async def test_typing_and_escape_lead_back_to_the_prompt() -> None:
@@ -315,11 +321,7 @@ async def test_ctrl_t_unfolds_and_folds_every_tool_call_and_pages_scroll() -> No
         await pilot.pause()
         for key, is_end in (("pageup", False), ("pagedown", True)):
             await pilot.press(key)
-            for _ in range(100):
-                await pilot.pause(0.02)
-                if (app.transcript.scroll_y == app.transcript.max_scroll_y) == is_end:
-                    break
-            assert (app.transcript.scroll_y == app.transcript.max_scroll_y) == is_end, key
+            await wait_for(pilot, lambda end=is_end: (app.transcript.scroll_y == app.transcript.max_scroll_y) == end)
 
 
 async def test_a_server_is_talked_to_on_the_full_screen_and_stopped() -> None:
@@ -333,14 +335,11 @@ async def test_a_server_is_talked_to_on_the_full_screen_and_stopped() -> None:
             await ask(app, pilot, "go")
             await settle(app, pilot)
             await ask(app, pilot, "more")
-            for _ in range(200):
-                if transcript(app)[-1] == ("answer", "half"):
-                    break
-                await pilot.pause(0.02)
+            await wait_for(pilot, lambda: transcript(app)[-1] == ("answer", "half"))
             await pilot.press("escape")
             await settle(app, pilot)
             assert transcript(app)[-2:] == [("answer", "half"), ("Note", "Stopped.")]
-            assert await asyncio.to_thread(server.gone.wait, 10)
+            assert await asyncio.to_thread(server.gone.wait, PATIENCE_SECONDS)
             await ask(app, pilot, "once more")
             await settle(app, pilot)
             assert "failed with status 500: no" in transcript(app)[-1][1]
@@ -354,9 +353,10 @@ async def test_a_signal_gives_the_terminal_back_and_keeps_what_was_said(number: 
     async with app.run_test() as pilot:
         await ask(app, pilot, "go")
         model = app.session._engine.model
-        await asyncio.to_thread(model.paused.wait, 10)
+        await asyncio.to_thread(model.paused.wait, PATIENCE_SECONDS)
         os.kill(os.getpid(), number)
-        await asyncio.sleep(0.05)
+        while app.return_code is None:
+            await asyncio.sleep(0.01)
         model.resume.set()
         await pilot.pause()
     assert app.return_code == 128 + number

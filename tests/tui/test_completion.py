@@ -13,6 +13,7 @@ from nanochat.tui.commands import COMMANDS
 from nanochat.tui.completion import Completer, complete_in_readline
 from nanochat.tui.remote import RemoteParams
 from nanochat.tui.widgets import PromptArea
+from tests.patience import PATIENCE_SECONDS
 from tests.tui.test_app import app_of, ask, settle, transcript
 from tests.tui.test_screens import kept_app
 
@@ -31,7 +32,7 @@ class TwoModels:
 
     def open(self, name: str, session):
         if self.waiting is not None:
-            self.waiting.wait(10)
+            self.waiting.wait(PATIENCE_SECONDS)
         if not name.startswith("two"):
             raise MissingError(f"there is no run {name!r}", "did you mean two?")
         other = app_of(["from two"]).session

@@ -16,6 +16,7 @@ from nanochat.tui.client import ServedModel, Server, read_url
 from nanochat.tui.remote import RemoteParams, RemoteSession
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
+from tests.patience import PATIENCE_SECONDS
 from tests.tui.servers import DONE, Reply, delta, error, event, foreign, text
 from tests.web.serving import serving
 
@@ -258,7 +259,7 @@ def test_ctrl_c_closes_the_connection_and_keeps_the_beginning() -> None:
         assert next(pieces).text == "abc"
         with pytest.raises(KeyboardInterrupt):
             pieces.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
-        assert server.gone.wait(10), "the server was told"
+        assert server.gone.wait(PATIENCE_SECONDS), "the server was told"
         assert said(session) == ["go", "abc"] and session.finish == "cancelled"
 
 

@@ -14,6 +14,7 @@ from nanochat.tui.app import ChatApp
 from nanochat.tui.transcript import MAX_TURNS
 from nanochat.tui.widgets import Note, PromptArea
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
+from tests.patience import PATIENCE_SECONDS
 from tests.tui.test_app import ask, settle, transcript
 
 
@@ -238,7 +239,7 @@ async def test_one_ctrl_c_leaves_in_mid_reply_and_keeps_what_was_said(store: Cha
         app.query_one(PromptArea).insert("go")
         await pilot.press("enter")
         model = app.session._engine.model
-        await asyncio.to_thread(model.paused.wait, 10)
+        await asyncio.to_thread(model.paused.wait, PATIENCE_SECONDS)
         await pilot.press("ctrl+c")
         model.resume.set()
         await pilot.pause()

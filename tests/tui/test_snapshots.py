@@ -91,7 +91,8 @@ async def draw(name: str, size: tuple[int, int], *keys: str, asks: str = "", sto
         for key in keys:
             await pilot.press(key)
             await pilot.pause()
-        await pilot.pause(0.1)
+        await pilot.wait_for_scheduled_animations()
+        await pilot.pause()
         check_snapshot(app, f"{name}-{size[0]}x{size[1]}")
 
 

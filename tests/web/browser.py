@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright  # noqa: E402
 
@@ -32,7 +34,7 @@ class Watched:
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.url, self.wrong = url.partition("#")[0], []
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(1000 * PATIENCE_SECONDS)
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.on("request", self._check)
@@ -45,10 +47,13 @@ class Watched:
 
     def ask(self, text: str, wait: bool = True) -> None:
         """Type a question and send it; wait for its answer to end."""
+        number = self.page.locator(".message.user").count()
+        self.page.evaluate("document.querySelector('#stats').textContent = ''")  # those of the answer before
         self.page.fill("#prompt", text)
         self.page.press("#prompt", "Enter")
         if wait:
-            self.page.wait_for_selector("#stop:visible", state="hidden")
+            self.page.wait_for_selector(f".message.user >> nth={number}")
+            self.page.wait_for_selector("#send:visible:enabled")
             self.page.wait_for_selector("#stats:not(:empty)")
 
     def answers(self) -> list[str]:

@@ -21,6 +21,7 @@ from nanochat.web.server import run_server
 from nanochat.web.service import Limits, Service
 from nanochat.web.talks import Talks
 from tests.engine.fakes import ByteTokenizer, TinyModel
+from tests.patience import PATIENCE_SECONDS
 
 TOKENIZER = ByteTokenizer()
 END = TOKENIZER.special_ids["<|assistant_end|>"]
@@ -38,23 +39,28 @@ class Serving:
     def talks(self) -> Talks:
         return self.server.talks  # type: ignore[attr-defined]
 
-    def stop(self, seconds: float = 20) -> bool:
+    def stop(self, seconds: float = PATIENCE_SECONDS) -> bool:
         """Ask it to stop, as a signal would, and wait; whether it has."""
         self.server.handle_exit(15, None)  # type: ignore[attr-defined]
         self.thread.join(seconds)
         return not self.thread.is_alive()
 
     def get(self, path: str, **options) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, **options)
+        return httpx.get(self.url + path, timeout=PATIENCE_SECONDS, **options)
 
     def post(self, path: str, body: object, **options) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=30, **options)
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE_SECONDS, **options)
+
+
+def take_time(seconds: float, place: int) -> None:
+    """A step's time. A long answer becomes slow: it never ends by itself while a test waits for something else."""
+    time.sleep(seconds if place < 400 else 20 * seconds)
 
 
 class AlphabetModel(torch.nn.Module):
     """Says the letter of its place, a to z over and over, and never ends by itself; any number of slots.
 
-    An answer that is gone on with goes on with the next letter. seconds: a step takes. pace: clear it to hold it.
+    An answer that is gone on with goes on with the next letter. seconds: see `take_time`.
     """
 
     def __init__(self, seconds: float = 0.003, context: int = 4000) -> None:
@@ -62,17 +68,15 @@ class AlphabetModel(torch.nn.Module):
         self.config = SimpleNamespace(n_layer=1, n_head=1, n_kv_head=1, head_dim=2, context=context, vocab_size=265)
         self.compute_dtype = torch.float32
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seconds, self.pace = seconds, threading.Event()
-        self.pace.set()
+        self.seconds = seconds
 
     def hidden(self, ids, cache=None):
         return torch.zeros(*ids.shape, 2)
 
     def forward(self, ids, cache=None):
-        time.sleep(self.seconds)
-        self.pace.wait(20)
         logits = torch.full((ids.shape[0], 1, 265), -1e9)
         last = cache.positions[:, -1] if cache is not None else torch.tensor([ids.shape[1] - 1])
+        take_time(self.seconds, int(last.max()))
         for row, place in enumerate(last.tolist()):
             logits[row, 0, ord("a") + place % 26] = 0.0
         return logits
@@ -144,7 +148,7 @@ def serving(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(PATIENCE_SECONDS)
     found = Serving(f"http://127.0.0.1:{port}", service, thread)
     found.server = servers[0]  # type: ignore[attr-defined]
     try:

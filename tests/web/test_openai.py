@@ -9,6 +9,7 @@ import torch
 
 from nanochat.engine.sampling import penalize_repetition
 from tests.engine.fakes import ScriptedModel
+from tests.patience import PATIENCE_SECONDS
 from tests.web.serving import TOKENIZER, Serving, serving, tiny_model
 
 CALL = ["Let me see: ", "<|python_start|>", "2+2", "<|python_end|>", " It is 4."]
@@ -16,7 +17,9 @@ ASK = [{"role": "user", "content": "What is 2+2?"}]
 
 
 def client_of(server: Serving, **options) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=30, **options)
+    return openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=PATIENCE_SECONDS, **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import pytest
 from nanochat.chats.store import ChatStore
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
+from tests.patience import wait_until
 from tests.web.browser import Watched, open_browser
 from tests.web.serving import AlphabetModel, Serving, serving
-from tests.web.test_server import wait_until
 
 SCRIPT = [
     "# A sum\n\nLet me *see*: ",
@@ -94,7 +93,7 @@ def test_stop_keeps_what_was_said_and_go_on_adds_to_it(server: Serving, context,
     page.wait_for_selector(".message.assistant .block")
     page.click("#stop") if by == "button" else page.keyboard.press("Escape")
     page.wait_for_selector("#send:visible")
-    assert wait_until(lambda: server.service.pool.num_active == 0)
+    wait_until(lambda: server.service.pool.num_active == 0)
     assert page.inner_text(".end:visible") == "Stopped."
     (said,) = watched.answers()
     choose(watched, max_new_tokens="7")
@@ -153,7 +152,7 @@ def test_a_reload_in_mid_reply_frees_the_slot_and_marks_the_answer(server: Servi
     page.wait_for_selector(".message.assistant .block")
     page.reload()
     page.wait_for_selector(".message.assistant .end:visible")
-    assert wait_until(lambda: server.service.pool.num_active == 0)
+    wait_until(lambda: server.service.pool.num_active == 0)
     assert len(watched.answers()[0]) > 1 and page.inner_text(".end:visible") == "Stopped."
     assert page.locator("[data-do='go on']").is_visible() and page.input_value("#prompt") == ""
 
@@ -164,16 +163,17 @@ def test_two_tabs_show_the_same_and_the_last_one_to_close_ends_the_answer(server
     one.page.wait_for_selector(".message.assistant .block")
     two = Watched(context, one.page.url)
     two.page.wait_for_selector("#stop:visible")
+    two.page.wait_for_selector(".message.assistant .block")
     one.page.close()
     before = len(two.answers()[0])
-    assert wait_until(lambda: len(two.answers()[0]) > before + 20)
+    wait_until(lambda: len(two.answers()[0]) > before + 20)
     two.page.click("#stop")
     two.page.wait_for_selector("#send:visible")
     three = Watched(context, two.page.url)
     choose(two, max_new_tokens="5")
     two.ask("and again")
-    three.page.get_by_text("and again").wait_for()
-    assert wait_until(lambda: three.answers() == two.answers())
+    three.page.get_by_text("and again").first.wait_for()
+    wait_until(lambda: three.answers() == two.answers())
     assert two.wrong == [] and three.wrong == []
 
 
@@ -195,7 +195,7 @@ def test_conversations_are_found_renamed_exported_taken_in_and_deleted(whole: Wa
     page.click("#new")
     short.ask("something else")
     page.fill("#search", "GEESE")
-    assert wait_until(lambda: page.locator("#chats button").count() == 1)
+    wait_until(lambda: page.locator("#chats button").count() == 1)
     assert [text.split("\n")[0] for text in page.locator("#chats button").all_inner_texts()] == ["Water <i>birds</i>"]
     page.fill("#search", "no such words at all")
     page.get_by_text("No conversation holds these words.").wait_for()
@@ -213,7 +213,7 @@ def test_conversations_are_found_renamed_exported_taken_in_and_deleted(whole: Wa
     page.set_input_files("#file", path)
     page.get_by_text("One conversation was taken in.").wait_for(state="attached")
     assert short.questions() == ["about ducks and geese"]
-    assert wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 1)
+    wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 1)
     (tmp_path / "bad.json").write_text("{")
     page.set_input_files("#file", tmp_path / "bad.json")
     page.get_by_text("bad.json:1: no JSON").wait_for()
@@ -221,7 +221,7 @@ def test_conversations_are_found_renamed_exported_taken_in_and_deleted(whole: Wa
     page.click("#delete")
     page.get_by_role("button", name="Delete for good").click()
     page.wait_for_selector("#welcome:visible")
-    assert wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 0)
+    wait_until(lambda: page.locator("#chats button").filter(has_text="about ducks").count() == 0)
     assert not page.locator("#notice").is_visible() and "#" not in page.url
     assert short.wrong == []
 
@@ -325,7 +325,7 @@ def test_with_the_keyboard_only(server: Serving, context) -> None:
     page.wait_for_selector("#welcome:visible")
     assert focused() == "prompt"
     page.keyboard.press("Shift+Tab")
-    assert wait_until(lambda: page.evaluate("document.activeElement.matches(':focus-visible')"))
+    wait_until(lambda: page.evaluate("document.activeElement.matches(':focus-visible')"))
     assert watched.wrong == []
 
 
@@ -372,7 +372,7 @@ def test_axe_finds_nothing(browser, theme: str, width: int) -> None:
             page.keyboard.press("Escape")
         if width < 500:
             page.click("#side-open")
-            time.sleep(0.3)  # it slides in
+            page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")  # it slides in
             check("list")
     context.close()
 

@@ -6,8 +6,7 @@ import json
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -17,14 +16,16 @@ from nanochat.web.guard import Access
 from nanochat.web.service import Limits
 from nanochat.web.sse import within
 from tests.engine.fakes import ScriptedModel
-from tests.web.serving import Serving, serving, tiny_model
+from tests.patience import PATIENCE_SECONDS, wait_until
+from tests.web.serving import Serving, serving, take_time, tiny_model
 
+FULL = {"running": 2, "waiting": 2}
 ASK = [{"role": "user", "content": "hello"}]
 LONG = {"prompt": [97] * 3, "max_tokens": 2000, "temperature": 0.9, "stream": True}
 
 
 class SlowModel(ScriptedModel):
-    """Takes 10 ms a token and ends no answer before its limit."""
+    """Takes 10 ms a token, later more (`take_time`), and ends no answer before its limit."""
 
     def __init__(self) -> None:
         super().__init__(["x" * 3000], context=4000)
@@ -32,17 +33,10 @@ class SlowModel(ScriptedModel):
     def forward(self, ids, cache=None):
         import torch
 
-        time.sleep(0.01)
+        take_time(0.01, int(cache.positions.max()) if cache is not None else ids.shape[1])
         logits = torch.full((ids.shape[0], 1, 265), -1e9)
         logits[:, 0, ord("x")] = 0.0
         return logits
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
 
 
 def is_idle(server: Serving) -> bool:
@@ -93,14 +87,14 @@ def test_a_large_body_is_refused_announced_or_not() -> None:
             for _ in range(50):
                 yield b"x" * 100
 
-        answer = httpx.post(server.url + "/v1/completions", content=parts(), timeout=30)
+        answer = httpx.post(server.url + "/v1/completions", content=parts(), timeout=PATIENCE_SECONDS)
         assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
         assert server.post("/v1/completions", {"prompt": "a"}).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"prompt": NaN}'])
 def test_bodies_that_are_no_request(slow: Serving, body: bytes) -> None:
-    answer = httpx.post(slow.url + "/v1/completions", content=body, timeout=30)
+    answer = httpx.post(slow.url + "/v1/completions", content=body, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -149,16 +143,16 @@ def test_the_server_answers_others_while_a_prompt_is_encoded(path: str, prompt: 
 
         def wait(text: str) -> list[int]:
             is_encoding.set()
-            assert may_go_on.wait(20)
+            assert may_go_on.wait(PATIENCE_SECONDS)
             return encode(text)
 
         monkeypatch.setattr(server.service.tokenizer, "encode", wait)
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(server.post(f"/v1/{path}", prompt | {"max_tokens": 1})))
         thread.start()
-        assert is_encoding.wait(20) and server.get("/health").status_code == 200
+        assert is_encoding.wait(PATIENCE_SECONDS) and server.get("/health").status_code == 200
         may_go_on.set()
-        thread.join(20)
+        thread.join(PATIENCE_SECONDS)
         assert answers[0].status_code == 200
 
 
@@ -175,36 +169,32 @@ def test_a_client_that_leaves_frees_its_slot(slow: Serving) -> None:
             body = json.dumps(wish).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
-            assert wait_until(lambda: not is_idle(slow))
-            time.sleep(0.1)
-        assert wait_until(lambda: is_idle(slow)), wish
+            made = slow.service.pool.num_tokens
+            wait_until(lambda made=made: slow.service.pool.num_tokens > made + 5)
+        wait_until(lambda: is_idle(slow))
+        assert slow.service.pool.num_tokens < made + 1000, wish
 
 
 def test_a_full_server_says_when_to_come_again(slow: Serving) -> None:
-    threads = [
-        threading.Thread(target=slow.post, args=("/v1/completions", LONG | {"max_tokens": 60})) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=slow.post, args=("/v1/completions", LONG)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert wait_until(lambda: slow.service.pool.num_active == 4)
+    wait_until(lambda: slow.get("/health").json() | {"model": ""} == {"status": "ok", "model": "", **FULL})
     for body in (LONG, LONG | {"n": 3}):
         answer = slow.post("/v1/completions", body)
         assert answer.status_code == 429 and answer.headers["Retry-After"] == "3"
         assert answer.json()["error"]["type"] == "rate_limit_error"
-    health = slow.get("/health").json()
-    assert (health["running"], health["waiting"]) == (2, 2)
+    slow.service.pool.cancel_all()
     for thread in threads:
         thread.join()
-    assert wait_until(lambda: is_idle(slow))
+    wait_until(lambda: is_idle(slow))
 
 
 def test_a_deadline_ends_an_answer_with_what_there_is() -> None:
     with serving(SlowModel(), limits=Limits(deadline_seconds=0.5)) as server:
-        started = time.monotonic()
         choice = server.post("/v1/completions", LONG | {"stream": False}).json()["choices"][0]
-        assert 0.4 < time.monotonic() - started < 3
-        assert choice["finish_reason"] == "length" and 5 < len(choice["text"]) < 60
-        assert wait_until(lambda: is_idle(server))
+        assert choice["finish_reason"] == "length" and len(choice["text"]) < LONG["max_tokens"]
+        wait_until(lambda: is_idle(server))
 
 
 def test_a_limit_of_new_tokens_is_the_servers() -> None:
@@ -214,7 +204,7 @@ def test_a_limit_of_new_tokens_is_the_servers() -> None:
         assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["finish_reason"] == "length"
 
 
-@pytest.mark.parametrize("drain", [0.3, 30.0])
+@pytest.mark.parametrize("drain", [0.3, PATIENCE_SECONDS])
 def test_a_request_to_stop_lets_answers_end_and_ends_them_after_a_while(drain: float) -> None:
     with serving(SlowModel(), drain=drain) as server:
         found: list[str] = []
@@ -225,38 +215,37 @@ def test_a_request_to_stop_lets_answers_end_and_ends_them_after_a_while(drain: f
 
         thread = threading.Thread(target=read)
         thread.start()
-        assert wait_until(lambda: server.service.pool.num_tokens > 3)
-        started = time.monotonic()
+        wait_until(lambda: server.service.pool.num_tokens > 3)
         assert server.stop()
-        assert time.monotonic() - started < 5
         thread.join()
         events = [line.removeprefix("data: ") for line in found[0].splitlines() if line]
         assert events[-1] == "[DONE]" and json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
         text = "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
-        assert len(text) == 60 if drain > 1 else 10 < len(text) < 300
+        assert len(text) == 60 if drain > 1 else 3 < len(text) < 2000
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
 
 
 def test_a_request_to_stop_says_what_is_waited_for_and_only_a_second_ctrl_c_ends_it_now() -> None:
-    with serving(SlowModel(), drain=30.0) as server:
+    with serving(SlowModel(), drain=600.0) as server:
         notes: list[str] = []
         server.server.say = notes.append  # type: ignore[attr-defined]
         threads = [threading.Thread(target=server.post, args=("/v1/completions", LONG)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        assert wait_until(lambda: server.service.pool.num_active == 2 and server.service.pool.num_tokens > 3)
+        wait_until(lambda: server.service.pool.num_active == 2 and server.service.pool.num_tokens > 3)
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1):  # the kernel's and the shell's, and one more
             server.server.handle_exit(number, None)  # type: ignore[attr-defined]
-        assert wait_until(lambda: bool(notes))
-        assert notes == ["stopping: 2 answers may go on for up to 30 s; a second Ctrl-C ends them now"]
-        time.sleep(0.2)
+        wait_until(lambda: bool(notes))
+        assert notes == ["stopping: 2 answers may go on for up to 600 s; a second Ctrl-C ends them now"]
+        made = server.service.pool.num_tokens
+        wait_until(lambda: server.service.pool.num_tokens > made + 10)
         assert server.service.pool.num_active == 2
         server.server.handle_exit(signal.SIGINT, None)  # type: ignore[attr-defined]
         for thread in (*threads, server.thread):
-            thread.join(5)
+            thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive()
-        assert len(notes) == 1
+        assert len(notes) == 1 and server.service.pool.num_tokens < 2000
 
 
 def test_a_terminal_that_is_gone_does_not_keep_the_server_from_stopping() -> None:
@@ -265,7 +254,7 @@ def test_a_terminal_that_is_gone_does_not_keep_the_server_from_stopping() -> Non
 
     with serving(SlowModel()) as server:
         server.server.say = fail  # type: ignore[attr-defined]
-        assert server.stop(5)
+        assert server.stop()
 
 
 def test_an_engine_that_breaks_is_replaced_and_said() -> None:
@@ -293,7 +282,7 @@ def test_an_engine_that_cannot_be_made_again_is_said_and_nobody_waits() -> None:
     with serving(Breaking()) as server:
         assert server.get("/health").json()["status"] == "ok"
         assert server.post("/v1/completions", {"prompt": [97]}).status_code == 500
-        assert wait_until(lambda: server.service.pool.is_broken)
+        wait_until(lambda: server.service.pool.is_broken)
         answer = server.post("/v1/completions", {"prompt": [97]})
         assert answer.status_code == 503 and "cannot be started again" in answer.json()["error"]["message"]
         health = server.get("/health")
@@ -333,8 +322,8 @@ def test_requests_are_spread_over_engines() -> None:
         threads = [threading.Thread(target=server.post, args=("/v1/completions", LONG)) for _ in range(4)]
         for thread in threads:
             thread.start()
-        assert wait_until(lambda: (one.num_active, two.num_active) == (2, 2))
-        assert server.get("/health").json() | {"model": ""} == {"status": "ok", "model": "", "running": 2, "waiting": 2}
+        wait_until(lambda: (one.num_active, two.num_active) == (2, 2))
+        wait_until(lambda: server.get("/health").json() | {"model": ""} == {"status": "ok", "model": "", **FULL})
         assert server.post("/v1/completions", LONG).status_code == 429
         server.service.pool.cancel_all()
         for thread in threads:
@@ -354,19 +343,22 @@ def test_an_engine_that_is_gone_for_good_leaves_the_others() -> None:
 
 
 def test_connections_on_which_nothing_is_asked_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
     with serving(SlowModel(), slots=1) as server:
         port = int(server.url.rpartition(":")[2])
-        body = json.dumps({"prompt": [97], "max_tokens": 80, "temperature": 0}).encode()
+        body = json.dumps({"prompt": [97], "max_tokens": 130, "temperature": 0}).encode()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
-        for sent, answer in ((b"", b""), (head, b""), (head + b"\r\n" + body[:5], b"HTTP/1.1 408")):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        long = (head + b"\r\n" + body, b"HTTP/1.1 200 OK")  # an answer that takes longer is not cut
+        cases = ((b"", b""), (head, b""), (head + b"\r\n" + body[:5], b"HTTP/1.1 408"), long)
+        with ExitStack() as stack:
+            clients = []
+            for sent, _ in cases:
+                client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+                clients.append(stack.enter_context(client))
                 client.sendall(sent)
-                assert client.recv(1000).startswith(answer), sent
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:  # a long answer is not cut
-            client.sendall(head + b"\r\n" + body)
-            assert b"200 OK" in client.recv(10_000)
+            for client, (sent, answer) in zip(clients, cases, strict=True):
+                assert client.recv(10_000).startswith(answer), sent
         assert server.get("/health").status_code == 200
 
 
@@ -378,5 +370,5 @@ def test_a_client_that_leaves_with_half_a_body_is_not_logged(caplog: pytest.LogC
                     b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"prompt"'
                 )
         assert server.get("/health").status_code == 200
-        time.sleep(0.2)
+        wait_until(lambda: not server.server.server_state.connections)  # type: ignore[attr-defined]
     assert "Traceback" not in caplog.text and "a bug" not in caplog.text

@@ -20,8 +20,8 @@ from nanochat.web import socket as socket_module
 from nanochat.web.guard import Access
 from nanochat.web.service import Limits
 from tests.engine.fakes import ScriptedModel
+from tests.patience import PATIENCE_SECONDS, wait_until
 from tests.web.serving import TOKENIZER, AlphabetModel, PlaceModel, Serving, serving
-from tests.web.test_server import wait_until
 
 
 class Window:
@@ -30,7 +30,7 @@ class Window:
     def __init__(self, connection: ClientConnection) -> None:
         self.connection, self.events, self.number = connection, [], 0
 
-    def read(self, seconds: float = 10) -> dict[str, Any]:
+    def read(self, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         return json.loads(self.connection.recv(seconds))
 
     def ask(self, what: str, **fields: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Window:
         assert "ok" in found, found
         return found["ok"]
 
-    def wait(self, event: str, seconds: float = 10) -> dict[str, Any]:
+    def wait(self, event: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The next event of a kind, those before it taken away."""
         while True:
             found = self.events.pop(0) if self.events else self.read(seconds)
@@ -109,8 +109,8 @@ def test_stopping_keeps_what_was_said_and_going_on_adds_to_it(slow: Serving) -> 
         page.get("stop", chat=chat)
         ended = page.wait("ended")
         said = text_of(ended["shown"])
-        assert ended["shown"]["messages"][-1]["finish"] == "cancelled" and 0 < len(said) < 1000
-        assert wait_until(lambda: slow.service.pool.num_active == 0)
+        assert ended["shown"]["messages"][-1]["finish"] == "cancelled" and 0 < len(said) < 3000
+        wait_until(lambda: slow.service.pool.num_active == 0)
         page.get("go on", chat=chat, message=ended["message"], sampling={"max_new_tokens": 30})
         again = page.wait("ended")
         whole = text_of(again["shown"])
@@ -173,7 +173,7 @@ def test_branches_are_made_by_asking_instead_and_again(slow: Serving) -> None:
         ):
             name = wish.pop("do")
             assert page.ask(name, **wish)["error"]["status"] in (400, 404), wish
-        assert wait_until(lambda: slow.service.pool.num_active == 0)
+        wait_until(lambda: slow.service.pool.num_active == 0)
 
 
 def test_the_last_window_that_closes_ends_an_answer(slow: Serving) -> None:
@@ -186,8 +186,8 @@ def test_the_last_window_that_closes_ends_an_answer(slow: Serving) -> None:
             assert other.get("list")["chats"][0]["running"]
         other.wait("grew")  # it goes on for the other window
         assert slow.service.pool.num_active == 1
-    assert wait_until(lambda: slow.service.pool.num_active == 0, 2)
-    assert wait_until(lambda: slow.talks.num_running == 0, 2)  # it is written down
+    wait_until(lambda: slow.service.pool.num_active == 0)
+    wait_until(lambda: slow.talks.num_running == 0)  # it is written down
     with window(slow) as page:
         assert page.get("open", chat=chat)["messages"][1]["finish"] == "cancelled"
 
@@ -197,8 +197,8 @@ def test_showing_another_conversation_does_not_end_an_answer(slow: Serving) -> N
         chat = page.get("ask", **ASK, sampling={"max_new_tokens": 60})["chat"]
         page.wait("grew")
         page.get("open", chat=None)
-        assert wait_until(lambda: slow.service.pool.num_active == 0)
-        assert wait_until(lambda: page.get("open", chat=chat)["messages"][1]["finish"] == "length")
+        wait_until(lambda: slow.service.pool.num_active == 0)
+        wait_until(lambda: page.get("open", chat=chat)["messages"][1]["finish"] == "length")
 
 
 def test_a_busy_server_says_so_and_keeps_nothing_of_the_question(slow: Serving) -> None:
@@ -213,7 +213,7 @@ def test_a_busy_server_says_so_and_keeps_nothing_of_the_question(slow: Serving) 
         assert len(page.get("list")["chats"]) == before
         for chat in chats:
             page.get("stop", chat=chat)
-    assert wait_until(lambda: slow.service.pool.num_active == 0)
+    wait_until(lambda: slow.service.pool.num_active == 0)
 
 
 def test_deleting_in_the_middle_of_an_answer_ends_it(slow: Serving) -> None:
@@ -222,7 +222,7 @@ def test_deleting_in_the_middle_of_an_answer_ends_it(slow: Serving) -> None:
         page.wait("grew")
         page.get("delete", chat=chat)
         assert page.wait("deleted")["chat"] == chat
-        assert wait_until(lambda: slow.service.pool.num_active == 0)
+        wait_until(lambda: slow.service.pool.num_active == 0)
         assert page.ask("open", chat=chat)["error"]["status"] == 404
 
 
@@ -296,7 +296,7 @@ def test_a_stop_of_the_server_lets_an_answer_end_or_says_that_it_was_cut_off(tmp
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         ended = page.wait("ended")
-        assert ended["notice"].startswith("The server is stopping") and len(text_of(ended["shown"])) > 10
+        assert ended["notice"].startswith("The server is stopping") and text_of(ended["shown"])
         with pytest.raises(ConnectionClosed):
             while True:
                 page.read()
@@ -314,9 +314,9 @@ def test_a_key_is_asked_for_in_the_first_frame() -> None:
         for frame in ('{"id": 1, "do": "hello"}', '{"id": 1, "do": "hello", "key": "no"}', '{"id": 1, "do": "list"}'):
             with connect(server.url.replace("http", "ws") + "/talk") as connection:
                 connection.send(frame)
-                assert json.loads(connection.recv(5))["error"]["status"] == 401
+                assert json.loads(connection.recv(PATIENCE_SECONDS))["error"]["status"] == 401
                 with pytest.raises(ConnectionClosed):
-                    connection.recv(5)
+                    connection.recv(PATIENCE_SECONDS)
         with window(server, "sésame") as page:
             assert page.get("list")["chats"] == []
 
@@ -344,13 +344,14 @@ def test_a_window_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -
     with serving(AlphabetModel()) as server:
         address = server.url.replace("http", "ws") + "/talk"
         with connect(address) as connection, pytest.raises(ConnectionClosed):
-            connection.recv(5)
+            connection.recv(PATIENCE_SECONDS)
+        monkeypatch.setattr(socket_module, "HELLO_SECONDS", PATIENCE_SECONDS)
         with window(server), window(server), connect(address) as third:
             third.send('{"id": 1, "do": "hello"}')
-            error = json.loads(third.recv(5))["error"]
+            error = json.loads(third.recv(PATIENCE_SECONDS))["error"]
             assert error["status"] == 429 and error["message"].startswith("2 windows are open on this server already")
             with pytest.raises(ConnectionClosed):
-                third.recv(5)
+                third.recv(PATIENCE_SECONDS)
 
 
 def test_a_window_that_reads_nothing_is_closed_and_its_slot_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +360,7 @@ def test_a_window_that_reads_nothing_is_closed_and_its_slot_is_free(monkeypatch:
     for number in range(20):
         answer = Message("assistant", (Part("text", "word " * 15_000),))
         store.load(Conversation((user(f"chat {number}"), answer)))
-    with serving(AlphabetModel(0.001), store=store) as server:
+    with serving(AlphabetModel(), store=store) as server:
         with window(server, max_size=None) as page:
             chats = [info["id"] for info in page.get("list")["chats"]]
         with socket.socket() as client:
@@ -372,10 +373,10 @@ def test_a_window_that_reads_nothing_is_closed_and_its_slot_is_free(monkeypatch:
             assert b"101" in client.recv(20)
             for wish in ({"do": "hello"}, {"do": "ask", **ASK}):
                 client.sendall(_frame({"id": 1, **wish}))
-            assert wait_until(lambda: server.service.pool.num_active == 1)
+            wait_until(lambda: server.service.pool.num_active == 1)
             for chat in 3 * chats:
                 client.sendall(_frame({"id": 2, "do": "open", "chat": chat}))
-            assert wait_until(lambda: server.service.pool.num_active == 0, 15)
+            wait_until(lambda: server.service.pool.num_active == 0)
 
 
 def _frame(wish: dict[str, Any]) -> bytes:
@@ -429,7 +430,7 @@ def test_a_thousand_frames_that_are_no_wish_do_no_harm(slow: Serving) -> None:
     with window(slow) as page:
         assert page.get("ask", **ASK, sampling={"max_new_tokens": 2})["chat"]
         page.wait("ended")
-    assert wait_until(lambda: slow.service.pool.num_active == 0)
+    wait_until(lambda: slow.service.pool.num_active == 0)
 
 
 def _malformed(random_: random.Random) -> str | bytes:

@@ -17,6 +17,9 @@ from nanochat.tools.sandbox.process import ClosedProcess, Ending, Limits
 
 ATTEMPTS = 3
 """Times that a program is run where the machine, not the program, failed."""
+BUSY_SHARE = 0.2
+"""The machine was busy if a program that was too slow waited for a core for more than this share of its time. By itself
+it waits for none of it; beside twice as many busy programs as cores for two thirds."""
 GRACE_SECONDS = 2.0
 """For a process whose pipe is closed to be seen to end."""
 
@@ -36,7 +39,7 @@ class Program:
 class Verdict:
     """passed: None where there is none, for the machine or the test failed; reason: why it did not pass.
 
-    is_unsure: a full machine may have been the reason.
+    is_unsure: the machine was busy, which may have been the reason.
     """
 
     passed: bool | None
@@ -52,7 +55,7 @@ def grade_programs(
 ) -> list[Verdict]:
     """Judge programs side by side, in their order. isolation: as `require_isolation` found it.
 
-    A program that got no verdict or no time is run again by itself, for the machine may have been too full.
+    A program that got no verdict is run again by itself; so is, once, one that was too slow while the machine was busy.
     """
     limits = limits or Limits()
     running = _Running()
@@ -134,7 +137,9 @@ def _grade(program: Program, isolation: Isolation, limits: Limits, running: _Run
                 return Verdict(None, f"the process was not closed: {', '.join(sorted(missing))} failed")
         ending = candidate.end(GRACE_SECONDS if report and report.get("gone") else 0.0)
         if candidate.is_late or checker.is_late:
-            return Verdict(False, f"took more than {limits.wall_seconds:g} s", is_unsure=True)
+            waited = max(candidate.waited_seconds, checker.waited_seconds)
+            is_busy = waited > BUSY_SHARE * limits.wall_seconds
+            return Verdict(False, f"took more than {limits.wall_seconds:g} s", is_unsure=is_busy)
         if report is None:
             own = checker.end(GRACE_SECONDS)
             if used_up(own, limits):

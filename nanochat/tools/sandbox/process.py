@@ -48,7 +48,8 @@ class ClosedProcess:
     """A child in a session of its own that closes itself before it reads its code.
 
     pass_fds: descriptors that it inherits. more: arguments of the role. is_late: whether its time was over, so that it
-    was killed. Raises OSError where it cannot be started.
+    was killed; waited_seconds: how much of that time it could have run, had others not had the cores. Raises OSError if
+    it cannot be started.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ClosedProcess:
             start_new_session=True,
         )
         self.layers: list[str] = []
-        self.is_late = False
+        self.is_late, self.waited_seconds = False, 0.0
         self._wrapped = bool(wrapper)
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -144,5 +145,19 @@ class ClosedProcess:
         return 128 - code if self._wrapped and code > 128 else code  # bubblewrap says it as a shell does
 
     def _expire(self) -> None:
-        self.is_late = True
+        self.is_late, self.waited_seconds = True, read_waited_seconds(self._process.pid)
         self.kill()
+
+
+def read_waited_seconds(pid: int) -> float:
+    """How long a process and its descendants were ready to run and had no core; 0 if the system does not say.
+
+    Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+    """
+    folder = Path("/proc", str(pid))
+    try:
+        waited = int((folder / "schedstat").read_text().split()[1]) / 1e9
+        children = (folder / "task" / str(pid) / "children").read_text().split()
+    except (OSError, IndexError):  # it has ended, or this is another system
+        return 0.0
+    return waited + sum(read_waited_seconds(int(child)) for child in children)

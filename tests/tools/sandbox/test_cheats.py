@@ -9,7 +9,7 @@ from tests.tools.sandbox.cheats import CHEATS
 
 pytestmark = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")
 
-LIMITS = Limits(cpu_seconds=2, wall_seconds=5)
+LIMITS = Limits(cpu_seconds=2, wall_seconds=5)  # some wait for ever: these five seconds count
 QUESTIONS = {
     "number": "def check(candidate):\n    for n in range(4):\n        assert candidate(n) == n * n\n",
     "nearly": "def check(candidate):\n    assert abs(candidate(2.0) - 1.41421) < 1e-3\n",

@@ -16,6 +16,7 @@ from nanochat.tools.sandbox import isolation as isolations
 from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
 from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
 from nanochat.tools.sandbox.process import Limits
+from tests.patience import PATIENCE_SECONDS
 from tests.tools.sandbox.escapes import HARMLESS, PROBES, PROLOGUE, SYSCALLS
 from tests.tools.sandbox.listing import list_sandboxed
 
@@ -113,7 +114,9 @@ def test_outside_the_sandbox_the_harmless_ones_do_get_through(given: dict) -> No
         for made in ("moved", "link", "symlink", "fifo"):
             Path(given["folder"], made).unlink(missing_ok=True)
         code = attempt_of(PROBES[name]) + f"\nimport json\nprint(attempt(json.loads({told!r})))"
-        done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        )
         if "got through" not in done.stdout:
             failed[name] = done.stdout + done.stderr[-300:]
     Path("/dev/shm/nanochat-leak").unlink(missing_ok=True)

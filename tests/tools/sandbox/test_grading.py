@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from nanochat.tools.sandbox import grading, process
 from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
 from nanochat.tools.sandbox.isolation import measure_isolation
 from nanochat.tools.sandbox.process import ClosedProcess, Limits
+from tests.patience import PATIENCE_SECONDS, wait_until
 from tests.tools.sandbox.listing import list_sandboxed
 
 pytestmark = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")
@@ -19,7 +21,8 @@ pytestmark = pytest.mark.skipif(measure_isolation().level != "strong", reason="t
 TEST = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9, 'three'\n"
 RIGHT = Program("def square(x):\n    return x * x", "square", "def square(x):\n    '''...'''\n", TEST)
 ENDLESS = replace(RIGHT, code="def square(x):\n    while True: pass")
-QUICK = Limits(cpu_seconds=1, wall_seconds=3)
+QUICK = Limits(cpu_seconds=1, wall_seconds=PATIENCE_SECONDS)
+IMPATIENT = Limits(cpu_seconds=1, wall_seconds=0.5)
 
 
 def judge(program: Program, limits: Limits = QUICK) -> Verdict:
@@ -101,6 +104,41 @@ def test_no_verdict_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge(RIGHT).passed is False and not late
 
 
+@pytest.mark.parametrize(("waited", "num_runs"), [(0.0, 1), (0.2, 2)])
+def test_a_program_that_is_too_slow_is_run_again_only_if_the_machine_was_busy(
+    monkeypatch: pytest.MonkeyPatch, waited: float, num_runs: int
+) -> None:
+    started: list[str] = []
+
+    class Counted(ClosedProcess):
+        def __init__(self, role: str, *words: Any) -> None:
+            started.append(role)
+            super().__init__(role, *words)
+
+    monkeypatch.setattr(grading, "ClosedProcess", Counted)
+    monkeypatch.setattr(process, "read_waited_seconds", lambda _: waited)
+    verdict = judge(replace(RIGHT, code="import time\ndef square(x): time.sleep(600)"), IMPATIENT)
+    assert verdict.passed is False and verdict.reason == "took more than 0.5 s"
+    assert started == ["candidate", "checker"] * num_runs
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux says how long a process waits")
+def test_who_waits_for_a_core_is_told_from_who_sleeps() -> None:
+    core = min(os.sched_getaffinity(0))
+
+    def start(*command: str) -> subprocess.Popen:
+        return subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+
+    spin = (sys.executable, "-c", "while True: pass")
+    with start(*spin) as one, start(*spin) as two, start("sleep", "600") as sleeper:
+        try:
+            waited = process.read_waited_seconds
+            wait_until(lambda: min(waited(one.pid), waited(two.pid)) > waited(sleeper.pid) + 0.5)
+        finally:
+            for each in (one, two, sleeper):
+                each.kill()
+
+
 def test_a_process_that_the_system_kills_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel does where memory is short."""
     started: list[ClosedProcess] = []
@@ -114,7 +152,7 @@ def test_a_process_that_the_system_kills_is_no_verdict(monkeypatch: pytest.Monke
             os.kill(self._process.pid, signal.SIGKILL)
 
     monkeypatch.setattr(ClosedProcess, "hand_over", hand_over)
-    verdict = judge(replace(RIGHT, code="import time\ndef square(x): time.sleep(60)"))
+    verdict = judge(replace(RIGHT, code="import time\ndef square(x): time.sleep(600)"))
     assert verdict.passed is None and "memory" in verdict.reason and len(started) == grading.ATTEMPTS
 
 
@@ -167,14 +205,7 @@ def test_whoever_grades_may_be_ended_at_any_time_and_nothing_goes_on(number: sig
             wait_until(lambda: len(list_sandboxed() - before) >= 2)
             time.sleep(0.5)
             parent.send_signal(number)
-            assert parent.wait(timeout=30) != 0
+            assert parent.wait(timeout=PATIENCE_SECONDS) != 0
         finally:
             parent.kill()
     wait_until(lambda: not list_sandboxed() - before)
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

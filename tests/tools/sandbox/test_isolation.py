@@ -61,7 +61,7 @@ def test_bubblewrap_that_does_not_work_is_left_out(tmp_path: Path, monkeypatch: 
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_bubblewrap() == ()
-    fake.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    fake.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(600)\n")
     monkeypatch.setattr(isolations, "BWRAP_SECONDS", 0.5)
     assert find_bubblewrap() == ()
 
