@@ -7,7 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,23 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("tokenizer", "base", "mid", "sft", "evaluate"):
         assert main([stage, str(settings)]) == 0, stage
     return home
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_trained_run_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests of a worker share it, in any order."""
+    if "trained_home" not in request.fixturenames:
+        yield
+        return
+    run = request.getfixturevalue("trained_home") / "runs" / "whole"
+
+    def list_files() -> dict[Path, tuple[int, int]]:
+        files = [path for path in run.rglob("*") if path.is_file() and "logs" not in path.parts and path.suffix]
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+    before = list_files()
+    yield
+    assert list_files() == before, "the test does not leave the run `whole` as it found it"
 
 
 @pytest.fixture

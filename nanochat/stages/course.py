@@ -32,6 +32,7 @@ from nanochat.retention import find_best
 from nanochat.runtime import can_compile, peak_flops
 from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
+from nanochat.stages.bits import describe_change, describe_computing
 from nanochat.stages.display import Display
 from nanochat.stages.inputs import (
     continue_inputs,
@@ -119,7 +120,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     if world.is_main:
         remove_stale(paths)
     world.barrier()
-    model, optimizer, state = _open_state(job, course, display)
+    model, optimizer, state, computed_by = _open_state(job, course, display)
     now = read_inputs_of_all(job, course.stage)
     inputs = world.ask_main(lambda: continue_inputs(job.run, course.stage, now, state.step))
     for change in inputs.changes:
@@ -138,6 +139,10 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     if loader.changed:
         display.say(f"{loader.changed}: training continues at about the same place of its epoch, not exactly there")
     loss, compiled = compile_loss(job, model, display, course.uncompiled)
+    computing = describe_computing(world, job.dtype, course.plan["device_batch_size"], compiled.startswith("yes"))
+    change = describe_change(computed_by, computing, job.resume_command)
+    if change and state.step < course.num_steps:
+        display.say(change)
     announce(job, course, state, compiled, display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
@@ -157,6 +162,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
             "tokenizer_hash": course.tokenizer.hash,
             "nanochat_version": nanochat.__version__,
             "source": course.source,
+            "computed_by": computing,
         }
         state.cursor = loader.cursor()
         best = None
@@ -259,8 +265,8 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     return write_result(job, course, state, metrics, compiled, memory.close(display), inputs.changes)
 
 
-def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState]:
-    """The model, the optimizer and the state of the newest good checkpoint, or fresh ones."""
+def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState, dict[str, Any]]:
+    """The model, the optimizer and the state of the newest good checkpoint and what computed it, or fresh ones."""
     world, paths, settings = job.world, job.run.stage(course.stage), course.settings
     try:
         found = latest_good(paths, display.say, world=world)
@@ -292,7 +298,7 @@ def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAd
     if found is not None:
         optimizer.load_named_state(found[1].optimizer)
         state = TrainState.from_dict(found[1].state)
-    return model, optimizer, state
+    return model, optimizer, state, found[1].meta.get("computed_by", {}) if found is not None else {}
 
 
 def _check_same(job: Job, course: Course, checkpoint: Checkpoint) -> None:

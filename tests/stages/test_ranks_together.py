@@ -88,6 +88,8 @@ def test_two_processes_train_like_one_and_a_run_moves_between_worlds(
         assert launch.wait() == 75, launch.text
         resume = "nanochat resume again" + (f" --gpus {world_size}" if world_size > 1 else "")
         assert launch.text.rstrip().endswith(f"hint:  {resume}")
+        if world_size > 1:
+            assert f"processes was {world_size // 2}, now {world_size}" in launch.text
     launch = Launch(settings, *ranks(1, "--set", "batch.device_batch_size=4"))
     assert launch.wait() == 0, launch.text
     whole = RunPaths(trained_home / "runs" / "whole")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.checkpoint import load_checkpoint
 from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.processes import module_command
@@ -22,10 +23,12 @@ from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_model
 from nanochat.stages.lock import find_holder
 from nanochat.training.metrics import MetricsFile
+from tests.conftest import NUM_THREADS
 from tests.patience import wait_until
 from tests.stages.processes import run_until
 
 Start = Callable[..., Path]
+Captured = pytest.CaptureFixture[str]
 
 
 def read_losses(run: Path, stage: str = "base") -> list[tuple[int, float]]:
@@ -174,6 +177,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     said = capsys.readouterr().err
     assert "step_000020 is bad" in said and "continuing base from step 15" in said
     assert read_losses(settings.parent) == read_losses(trained_home / "runs" / "whole")
+
+
+@pytest.mark.parametrize("threads", [1, NUM_THREADS])
+def test_another_number_of_threads_is_said_once_and_the_same_number_is_not(
+    trained_home: Path, start_run: Start, capsys: Captured, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    settings = start_run(stages=("base",))
+    base = RunPaths(settings.parent).stage("base")
+    for step in (15, 20):
+        shutil.rmtree(base.checkpoint(step))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    is_said = []
+    for step in (20, 15):
+        assert main(["base", str(settings), "--resume", "nanochat resume again"]) == 0
+        said = capsys.readouterr().err
+        is_said.append(f"uninterrupted run: threads was {NUM_THREADS}, now {threads}" in said)
+        assert is_said[-1] == (f"OMP_NUM_THREADS={NUM_THREADS} nanochat resume again  # computes as before" in said)
+        assert load_checkpoint(base.checkpoint(step)).meta["computed_by"]["threads"] == threads
+        shutil.rmtree(base.checkpoint(20))
+    assert is_said == [threads != NUM_THREADS, False]
+
+
+@pytest.mark.parametrize("stage", ["base", "mid", "sft"])
+def test_a_checkpoint_of_every_stage_knows_what_computed_it(trained_home: Path, stage: str) -> None:
+    paths = Workspace(trained_home).run("whole").stage(stage)
+    computed_by = load_checkpoint(paths.checkpoint(paths.steps()[-1])).meta["computed_by"]
+    assert (computed_by["threads"], computed_by["processes"], computed_by["dtype"]) == (NUM_THREADS, 1, "float32")
 
 
 def test_a_finished_stage_is_left_as_it_is(trained_home: Path, start_run: Start) -> None:
