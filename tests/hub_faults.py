@@ -44,6 +44,8 @@ FAULTS = (
     "forbidden_link",  # a redirect to an address that has expired: 403
 )
 """Each kind of bad answer. Those of a body leave a listing as it is where they mean nothing there."""
+ENDLESS = ("slow", "hang", "stall")
+"""Those that a patient client would wait for."""
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where this runs as a program
 
+from tests.http_server import EndingServer
 from tests.hub_faults import FAULTS, Answers
 
 TEXT_REPO = "karpathy/fineweb-edu-100b-shuffle"
@@ -78,11 +78,8 @@ class Rule:
     times: int | None
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(EndingServer):
     """repos by owner/name, plain files by the rest of /files/..., and what goes wrong. Use `serve`."""
-
-    daemon_threads = True
-    request_queue_size = 64
 
     def __init__(
         self, port: int = 0, tick_seconds: float = 0.02, retry_after: int = 0, bytes_per_second: float = 0
@@ -284,14 +281,11 @@ def read_paths(body: bytes, content_type: str) -> list[str]:
 def serve(port: int = 0, **options: Any) -> Iterator[HubServer]:
     """A server in threads of this process, down again when the block ends."""
     server = HubServer(port, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
+    with server.running():
+        try:
+            yield server
+        finally:
+            server.closing.set()
 
 
 def load_folder(server: HubServer, folder: Path) -> None:

@@ -21,8 +21,8 @@ WRITTEN_BY_OTHERS = ("PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "TORCHINDUCTOR_C
 """Variables that pytest, a terminal and torch (at its first optimizer) set by themselves."""
 SHARED_BY_DESIGN = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")
 """Commands of children that a library starts once for a process and ends with it."""
-SHARED_THREADS = ("tqdm_monitor", "TMonitor", "SubprocPool", "InductorSubproc")
-"""Parts of the names of such threads."""
+SHARED_THREADS = ("tqdm_monitor", "TMonitor", "SubprocPool", "InductorSubproc", "asyncio_")
+"""Parts of the names of such threads; those of an event loop's pool, which begin at need, end with their loop."""
 
 Running = tuple[str, int | None]
 """`thread` or `child`, and its number."""
@@ -43,7 +43,6 @@ FLAGS: dict[str, Callable[[Any], object]] = {
     "torch.backends.mkldnn.enabled": lambda torch: torch.backends.mkldnn.enabled,
     "torch.backends.cudnn.benchmark": lambda torch: torch.backends.cudnn.benchmark,
     "torch.backends.cudnn.deterministic": lambda torch: torch.backends.cudnn.deterministic,
-    "torch.backends.cuda.cudnn_sdp_enabled": lambda torch: torch.backends.cuda.cudnn_sdp_enabled(),
     "torch.backends.cuda.flash_sdp_enabled": lambda torch: torch.backends.cuda.flash_sdp_enabled(),
     "torch.backends.cuda.math_sdp_enabled": lambda torch: torch.backends.cuda.math_sdp_enabled(),
     "torch.distributed.is_initialized": lambda torch: torch.distributed.is_initialized(),

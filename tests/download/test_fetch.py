@@ -13,12 +13,9 @@ from nanochat.download.record import load_record
 from nanochat.errors import DataError
 from tests.download.conftest import IMPATIENT, SIZES, check_files, make_body
 from tests.download.test_bundle import MEMBERS, build_zip
-from tests.hub_faults import FAULTS
+from tests.hub_faults import ENDLESS, FAULTS
 from tests.hub_server import File, serve
 from tests.patience import wait_until
-
-ENDLESS = ("stall", "slow", "hang")
-"""Faults that a patient client would wait for."""
 
 
 def test_files_arrive_with_their_record(server, order, new_fetcher) -> None:

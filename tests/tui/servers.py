@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.patience import PATIENCE_SECONDS
+from tests.http_server import EndingServer
 
 
 @dataclass
@@ -100,14 +100,7 @@ def foreign(*replies: Reply, of: Callable[[dict], Reply] | None = None, models: 
             except OSError:
                 found.gone.set()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = EndingServer(("127.0.0.1", 0), Handler)
     found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with server.running():
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(PATIENCE_SECONDS)

@@ -472,9 +472,8 @@ def test_what_the_disk_does_not_take_stays_on_the_page_and_is_written_later(
         assert store.read(chat)[1].message.text == ""
         is_full.clear()
         page.wait("shown")
-        assert (
-            wait_until(lambda: len(store.read(chat)[1].message.text) == 30) and store.read(chat)[1].finish == "length"
-        )
+        wait_until(lambda: len(store.read(chat)[1].message.text) == 30)
+        assert store.read(chat)[1].finish == "length"
 
 
 def test_a_deletion_by_another_program_in_mid_answer_is_said(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def _grade(program: Program, isolation: Isolation, limits: Limits, running: _Run
             if used_up(own, limits):
                 return Verdict(False, f"its answers took the test more than {limits.cpu_seconds} s")
             return Verdict(None, f"the test's process {describe_ending(own, limits)}")
-        if report.get("gone"):
+        if report.get("gone") and not candidate.is_cut:
             if ending.status == -signal.SIGKILL and not used_up(ending, limits):
                 return Verdict(None, "the system ended its process: is memory short?")
             return Verdict(False, f"{describe_ending(ending, limits)} ({report['reason']})")

@@ -48,8 +48,8 @@ class ClosedProcess:
     """A child in a session of its own that closes itself before it reads its code.
 
     pass_fds: descriptors that it inherits. more: arguments of the role. is_late: whether its time was over, so that it
-    was killed; waited_seconds: how much of that time it could have run, had others not had the cores. Raises OSError if
-    it cannot be started.
+    was killed; waited_seconds: how much of that time it could have run, had others not had the cores. is_cut: whether
+    it ran until `end`. Raises OSError if it cannot be started.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ClosedProcess:
             start_new_session=True,
         )
         self.layers: list[str] = []
-        self.is_late, self.waited_seconds = False, 0.0
+        self.is_late, self.waited_seconds, self.is_cut = False, 0.0, False
         self._wrapped = bool(wrapper)
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -121,6 +121,7 @@ class ClosedProcess:
             deadline = time.monotonic() + grace_seconds
             while not self._has_ended() and time.monotonic() < deadline:
                 time.sleep(0.005)
+            self.is_cut = not self._has_ended()
             self.kill()
             _, status, usage = os.wait4(self._process.pid, 0)
             with self._lock:  # from here on its number may be another process's

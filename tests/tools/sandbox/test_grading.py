@@ -95,6 +95,12 @@ def test_a_layer_that_fails_for_one_process_is_no_verdict() -> None:
     assert verdict.passed is None and "another layer" in verdict.reason
 
 
+def test_a_program_that_answers_no_more_and_goes_on_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "GRACE_SECONDS", 0.1)
+    code = "import os, time\ndef square(x):\n    os.closerange(3, 1024)\n    time.sleep(600)"
+    assert judge(replace(RIGHT, code=code)).passed is False
+
+
 def test_no_verdict_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [Verdict(None, "full"), Verdict(None, "full"), Verdict(True)]
     monkeypatch.setattr(grading, "_grade", lambda *_: answers.pop(0))
