@@ -70,6 +70,11 @@ class ReplayLoader:
         """Conversations read, dropped and truncated for the batches yielded so far, over all epochs."""
         return self._conversations.counts
 
+    @property
+    def changed(self) -> str:
+        """What is not as it was for the cursors, in words; "" where all is."""
+        return "; ".join(filter(None, (self._conversations.changed, self._text.changed)))
+
     def cursor(self) -> dict[str, Any]:
         """Where the batch just yielded ends, the same on every rank, as JSON."""
         return {"conversations": self._conversations.cursor(), "text": self._text.cursor(), "row": self._row}
