@@ -13,6 +13,7 @@ from nanochat.cli.serve import read_origin, read_root_path
 from nanochat.errors import UsageError
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
+from tests.patience import PATIENCE_SECONDS
 from tests.web.browser import Watched, open_browser
 from tests.web.serving import Serving, serving, tiny_model
 
@@ -22,7 +23,7 @@ ASK = {"messages": [{"role": "user", "content": "hello"}]}
 
 def preflight(server: Serving, origin: str, **more: str) -> httpx.Response:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"} | more
-    return httpx.options(f"{server.url}/v1/chat/completions", headers=headers, timeout=30)
+    return httpx.options(f"{server.url}/v1/chat/completions", headers=headers, timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def other_site() -> Iterator[str]:
     finally:
         site.shutdown()
         site.server_close()
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("key", ["", "k"])
