@@ -109,6 +109,8 @@ def find_files(source: Path, report: ImportReport, apart_from: Sequence[Path] = 
             raise UsageError(f"{source} is both the training and the validation text", "--val OTHER")
         report.num_files += 1
         return [source]
+    if source.exists() and not source.is_dir():
+        raise DataError(f"{source} is neither a folder nor a file", f"ls -ld {shlex.quote(str(source))}")
     if not source.is_dir():
         raise MissingError(f"there is no folder or file {source}", f"ls {shlex.quote(str(source.absolute().parent))}")
     found, seen, other = [], set(excluded), Counter[str]()

@@ -23,7 +23,8 @@ VAL_BYTES = 50_000
 """... so much, but no more than ..."""
 MAX_VAL_SHARE = 0.1
 SHORT_BYTES = 2_000
-"""Documents that are held out whole, or not at all."""
+SHORT_SHARE = 0.1
+"""Documents of so many bytes, or of this share of all that is held out, are held out whole or not at all."""
 STRETCH_CHARS = 10_000
 """Of a long document as much at a time is held out, at equal distances."""
 
@@ -53,7 +54,7 @@ def hold_out(documents: list[bytes], num_bytes: int) -> HeldOut:
     """
     parts = HeldOut()
     seen: set[bytes] = set()
-    left = sum(map(len, documents))
+    left, short = sum(map(len, documents)), max(SHORT_BYTES, num_bytes * SHORT_SHARE)
     for data in documents:
         left -= len(data)
         digest = digest_text(data)
@@ -61,7 +62,7 @@ def hold_out(documents: list[bytes], num_bytes: int) -> HeldOut:
             parts.num_repeated += 1
         elif num_bytes <= 0:
             parts.train.append(data)
-        elif left and (len(data) <= num_bytes or len(data) < SHORT_BYTES):
+        elif left and len(data) <= max(num_bytes, short):
             parts.val.append(data)
             seen.add(digest)
             num_bytes -= len(data)

@@ -181,6 +181,8 @@ def test_wrong_places_are_said(source: Path, tmp_path: Path) -> None:
         import_folder(tmp_path / "nowhere", tmp_path / "dest")
     with pytest.raises(UsageError, match="inside its own source"):
         import_folder(source, source / "dest")
+    with pytest.raises(DataError, match="neither a folder nor a file"):
+        import_folder(Path("/dev/null"), tmp_path / "dest")
     with pytest.raises(DataError, match="is none of"):
         import_folder(source / "e.png", tmp_path / "dest")
 
@@ -199,6 +201,14 @@ def test_validation_is_drawn_by_characters_not_by_documents(tmp_path: Path) -> N
         assert report.chars.total() == len(book) + 13
         lines = "".join(read_all(tmp_path / f"dest{seed}")).replace("a short note.", "\n").split("\n")
         assert sorted(filter(None, lines)) == sorted(book.split("\n"))  # no line is cut
+
+
+def test_documents_that_are_not_long_are_never_cut(tmp_path: Path) -> None:
+    texts = [f"{index} " + "word " * 800 for index in range(250)]  # a megabyte of 4 kB each
+    write(tmp_path / "source" / "a.jsonl", "\n".join(json.dumps({"text": text}) for text in texts).encode())
+    report = import_folder(tmp_path / "source", tmp_path / "dest")
+    assert report.num_stretches == 0 and 50_000 <= report.chars["val"] < 55_000
+    assert sorted(read_all(tmp_path / "dest")) == sorted(texts)
 
 
 def test_one_text_file_is_a_data_set(tmp_path: Path) -> None:
