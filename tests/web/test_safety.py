@@ -92,7 +92,7 @@ def test_ten_thousand_injected_special_tokens_stay_text() -> None:
     """Whatever a client says in whatever role, the prompt has the special tokens of its frame and no others."""
     random_ = random.Random(11)
     special = set(TOKENIZER.special_ids.values())
-    with serving(tiny_model(), slots=1) as server:
+    with serving(tiny_model(context=4000), slots=1) as server:
         for _ in range(10_000):
             roles = random_.choice([["user"], ["system", "user"], ["user", "assistant", "user"], ["developer", "user"]])
             messages = [ChatMessage(role=role, content=_inject(random_)) for role in roles]  # type: ignore[arg-type]
