@@ -258,3 +258,11 @@ class Settings(Section):
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+
+    def learns_text(self, stage: str) -> bool:
+        """Whether a stage learns from the pretraining text.
+
+        >>> Settings.model_validate({"mid": {"replay": 0.1}}).learns_text("mid"), Settings().learns_text("mid")
+        (True, False)
+        """
+        return stage == "base" or (stage in ("mid", "sft") and getattr(self, stage).replay > 0)

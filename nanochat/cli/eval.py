@@ -246,14 +246,18 @@ def are_scores_done(run: RunPaths, settings: "Settings", stage: str = "sft") -> 
     wish, names, means = settings.eval, set(), []
     for score in _final_scores(run, stage):
         name = str(score.get("name")).removesuffix(f" x{score.get('answers_each')}")
-        if name.partition("-")[0] == "bpb":
-            had = _table(score.get("measured")).get("eval_tokens", settings.base.eval_tokens)
-            names |= {"bpb"} if _is_enough(had, settings.base.eval_tokens) else set()
-        elif covers(score, wish):
+        if covers(score, wish):
             names |= {name, score.get("task")}  # a class of the user's may have a name of its own
             means += [score["tasks"]] if isinstance(score.get("tasks"), list) else []
     has_mean = any(set(wish.tasks) <= set(tasks) for tasks in means)
-    return {"bpb", *wish.tasks} <= names and (has_mean or not means)
+    return is_text_scored(run, settings, stage) and set(wish.tasks) <= names and (has_mean or not means)
+
+
+def is_text_scored(run: RunPaths, settings: "Settings", stage: str) -> bool:
+    """Whether the final model of a stage has its bits per byte, on as many tokens as the settings say or more."""
+    wish = settings.base.eval_tokens
+    scores = [score for score in _final_scores(run, stage) if str(score.get("name")).partition("-")[0] == "bpb"]
+    return any(_is_enough(_table(score.get("measured")).get("eval_tokens", wish), wish) for score in scores)
 
 
 def covers(score: dict[str, Any], wish: "EvalSettings") -> bool:

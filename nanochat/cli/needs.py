@@ -39,17 +39,6 @@ def list_needs(settings: "Settings") -> Needs:
     return Needs(dataset if is_hub else "", num_shards, list_tasks(settings), dataset != "demo")
 
 
-def reads_text(settings: "Settings", stages: Sequence[str]) -> bool:
-    """Whether one of these stages reads the pretraining text.
-
-    >>> from nanochat.settings import Settings
-    >>> reads_text(Settings(), ["mid", "sft"]), reads_text(Settings.model_validate({"mid": {"replay": 0.1}}), ["mid"])
-    (False, True)
-    """
-    replayed = {"mid": settings.mid.replay, "sft": settings.sft.replay}
-    return any(stage == "base" or replayed.get(stage) for stage in stages)
-
-
 def list_tasks(settings: "Settings", stages: Sequence[str] = tuple(MIXTURES)) -> tuple[str, ...]:
     """Tasks with files of the hub that these stages name, sorted."""
     from nanochat.tasks.catalog import parse_spec
@@ -98,7 +87,7 @@ def check_downloads(invocation: Invocation, target: "Target", stages: Sequence[s
     """
     needs = list_needs(target.settings)
     workspace, missing = invocation.workspace, []
-    if needs.dataset and reads_text(target.settings, stages):
+    if needs.dataset and any(map(target.settings.learns_text, stages)):
         folder = workspace.dataset(needs.dataset)
         if not (folder / "shards.json").is_file():
             missing.append(f"{needs.num_shards} shards of {needs.dataset}")

@@ -6,9 +6,17 @@ import shlex
 import typer
 
 from nanochat.cli.cluster import Cluster
-from nanochat.cli.eval import AllowWeak, add_isolation, are_scores_done, check_code, is_core_done, list_scores
+from nanochat.cli.eval import (
+    AllowWeak,
+    add_isolation,
+    are_scores_done,
+    check_code,
+    is_core_done,
+    is_text_scored,
+    list_scores,
+)
 from nanochat.cli.launch import ALONE, stopping_before
-from nanochat.cli.needs import check_downloads, reads_text
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
 from nanochat.cli.target import (
@@ -113,7 +121,7 @@ def check_data(invocation: Invocation, target: Target, stages: tuple[str, ...]) 
         pending.append("base")
     if pending or not are_scores_done(target.run, target.settings, stages[-1]):
         check_downloads(invocation, target, [*pending, "eval"])
-    if reads_text(target.settings, pending):
+    if any(map(target.settings.learns_text, pending)):
         check_dataset(invocation, target.settings.data.dataset, target.choice)
     if "rl" in pending:
         build_graded(target.settings.rl.task or "", folder=invocation.workspace.tasks)
@@ -173,9 +181,7 @@ def _score_core(invocation: Invocation, target: Target, cluster: Cluster, traine
 
 def _score_text(invocation: Invocation, target: Target, cluster: Cluster) -> int:
     """Bits per byte of the models before sft: what each stage forgets of the text is seen beside them."""
-    settings = target.settings
-    no_tasks = settings.model_copy(update={"eval": settings.eval.model_copy(update={"tasks": []})})
-    stages = [stage for stage in ("base", "mid") if not are_scores_done(target.run, no_tasks, stage)]
+    stages = [stage for stage in ("base", "mid") if not is_text_scored(target.run, target.settings, stage)]
     if not stages:
         return 0
     options = ("--of", ",".join(stages), "--score", "bpb")

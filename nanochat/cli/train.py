@@ -7,7 +7,7 @@ from typing import Any
 
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.launch import ALONE, launch_stage, stage_command
-from nanochat.cli.needs import check_downloads, reads_text
+from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import (
     Target,
@@ -124,7 +124,7 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
                 f"run {run.name!r} has no finished {before} to start {stage} from",
                 f"nanochat resume {run.name}" if unfinished else f"nanochat {COMMAND[before]} {target.choice}",
             )
-        if reads_text(target.settings, [stage]):
+        if target.settings.learns_text(stage):
             check_dataset(invocation, target.settings.data.dataset, target.choice)
         if stage != "base":
             check_downloads(invocation, target, [stage])

@@ -54,6 +54,7 @@ class ReplayLoader:
         assert 0 < share < 1 and 0 <= rank < world_size and rows > 0, (share, rank, world_size, rows)
         self._conversations, self._text, self._share, self._row = conversations, text, share, row
         self._rows, self._rank, self._world_size = rows, rank, world_size
+        self.changed = "; ".join(filter(None, (conversations.changed, text.changed)))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -69,11 +70,6 @@ class ReplayLoader:
     def counts(self) -> Counts:
         """Conversations read, dropped and truncated for the batches yielded so far, over all epochs."""
         return self._conversations.counts
-
-    @property
-    def changed(self) -> str:
-        """What is not as it was for the cursors, in words; "" where all is."""
-        return "; ".join(filter(None, (self._conversations.changed, self._text.changed)))
 
     def cursor(self) -> dict[str, Any]:
         """Where the batch just yielded ends, the same on every rank, as JSON."""

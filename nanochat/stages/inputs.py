@@ -47,21 +47,24 @@ def list_settings(stage: str, settings: Settings) -> dict[str, Any]:
     if stage == "tokenizer":
         names = [key for key in whole if key.partition(".")[0] in ("tokenizer", "data") and key != "data.packing"]
         return {key: whole[key] for key in (*names, "runtime.seed")}
-    tables = (*SHARED, stage, *(("data",) if stage == "base" else ()))
+    tables = (*SHARED, stage, *(("data",) if settings.learns_text(stage) else ()))
     return {key: value for key, value in whole.items() if key.partition(".")[0] in tables and key not in FREE}
 
 
 def hash_data(stage: str, settings: Settings, workspace: Workspace) -> dict[str, str]:
     """Name -> SHA-256 of what a stage learns from and a user may change: text, conversations, code of tasks."""
-    if stage in ("tokenizer", "base"):
+    found = {}
+    folder = workspace.dataset(settings.data.dataset)
+    if stage == "tokenizer" or settings.learns_text(stage):
         from nanochat.data.shards import MANIFEST, load_manifest
 
-        folder = workspace.dataset(settings.data.dataset)
-        is_here = (folder / MANIFEST).is_file()
-        return {f"data set {settings.data.dataset!r}": load_manifest(folder).hash} if is_here else {}
-    wish = getattr(settings, stage)
-    files = list_files([wish.task or ""] if stage == "rl" else wish.mixture)
-    return {name: hash_file(path) for name, path in files.items() if path.is_file()}
+        if (folder / MANIFEST).is_file():
+            found[f"data set {settings.data.dataset!r}"] = load_manifest(folder).hash
+    if stage in ("mid", "sft", "rl"):
+        wish = getattr(settings, stage)
+        files = list_files([wish.task or ""] if stage == "rl" else wish.mixture)
+        found |= {name: hash_file(path) for name, path in files.items() if path.is_file()}
+    return found
 
 
 def list_files(mixture: Sequence[str]) -> dict[str, Path]:

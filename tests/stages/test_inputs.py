@@ -34,6 +34,14 @@ def edit_settings(settings: Path, section: str, **values: object) -> None:
     settings.write_text(json.dumps(record))
 
 
+def test_a_stage_that_replays_text_depends_on_it(trained_home: Path) -> None:
+    settings = Workspace(trained_home).run("whole").settings
+    saved = read_saved(settings)[1]
+    kept = {stage: set(hash_data(stage, saved, Workspace(trained_home))) for stage in ("base", "mid", "sft")}
+    assert kept == {"base": {"data set 'tiny'"}, "mid": {"data set 'tiny'"}, "sft": set()}
+    assert "data.dataset" in list_settings("mid", saved) and "data.dataset" not in list_settings("sft", saved)
+
+
 def test_settings_that_were_edited_after_steps_were_taken_are_refused(
     start_run: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +117,7 @@ def test_each_stage_depends_on_its_own_settings() -> None:
     used = {stage: list_settings(stage, settings) for stage in ("tokenizer", "base", "mid")}
     assert "data.dataset" in used["tokenizer"] and "data.packing" not in used["tokenizer"]
     assert "data.packing" in used["base"] and "mid.mixture" not in used["base"]
-    assert "mid.mixture" in used["mid"] and "mid.eval_every" not in used["mid"] and "data.packing" not in used["mid"]
+    assert "mid.mixture" in used["mid"] and "mid.eval_every" not in used["mid"] and "data.packing" in used["mid"]
     assert not any(key.startswith("eval.") or key == "runtime.device" for keys in used.values() for key in keys)
 
 
