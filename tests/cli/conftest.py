@@ -16,6 +16,9 @@ from nanochat.layers import load_settings, read_saved, save_settings
 from nanochat.manifest import MANIFEST, MODEL, STATE
 from nanochat.paths import RunPaths, StagePaths
 
+RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "evaluate", "rl", "evaluate"]
+"""What `nanochat run` starts, in its order."""
+
 
 class Outcome(NamedTuple):
     code: int

@@ -18,14 +18,11 @@ from nanochat.errors import CapacityError, UsageError
 from nanochat.layers import list_presets, load_settings, read_saved
 from nanochat.processes import START
 from nanochat.settings import Settings
-from tests.cli.conftest import make_run
+from tests.cli.conftest import RUN, make_run
 from tests.core_bundle import write_bundle
 from tests.patience import PATIENCE_SECONDS
 
 ALL_DONE = ("tokenizer", "base", "mid", "sft", "rl")
-
-RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "evaluate", "rl", "evaluate"]
-"""What `nanochat run` starts, in its order."""
 
 
 def test_run_goes_through_all_stages_then_skips_them_all(nanochat, launched, home) -> None:

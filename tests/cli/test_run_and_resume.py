@@ -14,10 +14,9 @@ from nanochat.errors import CapacityError, StoppedError
 from nanochat.layers import read_saved
 from nanochat.paths import RunPaths, Workspace
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, inputs_path, list_settings
-from tests.cli.conftest import Outcome, make_run
+from tests.cli.conftest import RUN, Outcome, make_run
 
 Call = Callable[..., Outcome]
-RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "rl", "evaluate"]
 
 
 def test_resume_continues_the_pipeline_that_run_began(nanochat: Call, launched, home: Path) -> None:
