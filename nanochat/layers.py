@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -322,7 +323,7 @@ def _read_file(path: Path) -> str:
     except FileNotFoundError:
         raise MissingError(f"there is no file {path}", f"nanochat presets copy demo {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "nanochat presets ls") from None
+        raise DataError(f"cannot read {path}: {error}", f"ls -l {shlex.quote(str(path))}") from None
 
 
 def _sections() -> dict[str, type[BaseModel]]:

@@ -12,7 +12,7 @@ from nanochat.chats.store import ChatInfo, ChatStore
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group, read_utf8
 from nanochat.engine.decoding import plain_text
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, MissingError, UsageError
 
 app = new_group("Conversations: list, show, export, import, rename, remove.")
 Chat = Annotated[str, typer.Argument(help="The beginning of an id, or latest.")]
@@ -113,6 +113,8 @@ def import_file(
         text = read_utf8(sys.stdin.read) if is_pipe else file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "iconv -t utf-8 FILE") from error
+    except FileNotFoundError:
+        raise MissingError(f"there is no file {file}", "nanochat chats import FILE") from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
     found = parse_chats(text, name)

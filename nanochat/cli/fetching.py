@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation
 from nanochat.disk import describe_unsynced
-from nanochat.errors import InterruptError
+from nanochat.errors import InterruptError, MissingError
 from nanochat.sources import CORE_URL
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def fetch(
         source = core_from or CORE_URL
         if core_from and not core_from.startswith(("http://", "https://")):
             source = str(Path(core_from).expanduser().absolute())
+            if not Path(source).exists():
+                raise MissingError(f"there is no file {source}", "nanochat download core")
         bundles = [Bundle(source, invocation.workspace.core, is_wish=core_from is not None)]
     with ProgressLine(invocation.console) as line:
         fetcher = Fetcher(

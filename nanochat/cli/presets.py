@@ -7,6 +7,7 @@ import typer
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
+from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
 
 app = new_group("The presets that come with nanochat.")
@@ -65,10 +66,7 @@ def copy(
     if invocation.dry_run:
         invocation.console.show(f"would write {file}")
         return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}", f"nanochat presets show {name}") from None
+    write_atomically(file, text.rstrip("\n"))
     if invocation.as_json:
         invocation.console.show_json({"preset": name, "file": str(file)})
     else:

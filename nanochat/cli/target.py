@@ -1,6 +1,5 @@
 """Which run a command means, and with which settings: a new one, or one that is there and may not contradict itself."""
 
-import errno
 import json
 import shlex
 import shutil
@@ -285,16 +284,10 @@ def write_target(invocation: Invocation, target: Target) -> Target:
         invocation.console.say(f"run {target.run.name}: {key} was {_show(before)}, is now {_show(now)}{done}")
     if invocation.dry_run or not (target.is_new or target.changed):
         return replace(target, changed={})
-    try:
+    with disk_errors(target.run.root, "--home DIR"):
         save_settings(target.run.settings, target.preset, target.settings, target.origins, __version__)
         environment = target.run.root / "environment.json"
         environment.write_text(json.dumps(describe_environment(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        if error.errno == errno.EIO:
-            raise DataError(f"{target.run.root} cannot be written: {error.strerror}", "nanochat doctor") from None
-        raise UsageError(f"cannot write {target.run.root}: {error.strerror}", "--home DIR") from None
     return replace(target, is_new=False, changed={}, choice=f"--run {target.run.name}")
 
 

@@ -52,7 +52,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, Conversation | DataError]]:
     except FileNotFoundError:
         raise MissingError(f"there is no file {path}", f"ls {path.parent}") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from error
     for number, line in enumerate(raw.splitlines(), start=1):
         if line.strip():
             yield number, _parse_line(path, number, line)

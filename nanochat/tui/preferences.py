@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.errors import UsageError
+from nanochat.errors import DataError, UsageError
 from nanochat.tui.keys import DEFAULT_KEYS, Keymap, read_key, show_key
 
 THEMES = {"dark": "textual-dark", "light": "textual-light"}
@@ -29,13 +29,15 @@ class Preferences:
 
 
 def read_preferences(path: Path) -> Preferences:
-    """What the file says, or the defaults where there is none. Raises UsageError, with the line, for what is wrong."""
+    """What the file says, or the defaults where there is none. Raises DataError if it cannot be read, and
+    UsageError, with the line, for what is wrong.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Preferences(path=path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
+        raise DataError(
             f"cannot read {path}: {error}", f"mv -n {path} {path}.before  # the defaults come back"
         ) from None
     return parse_preferences(text, path)

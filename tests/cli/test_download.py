@@ -312,7 +312,7 @@ def test_progress_is_one_line_on_a_terminal_and_lines_elsewhere(capsys, monkeypa
         ("data --dataset mine", 3, "data set 'mine' is not in", "nanochat download import DIR --name mine"),
         ("tasks nothing", 2, "task 'nothing' has nothing to download", "nanochat download tasks mmlu"),
         ("all", 2, "neither --for nor --config nor --run", "nanochat download all --for d20"),
-        ("core --core-from none.zip", 4, "there is no file", "nanochat download core --core-from none.zip"),
+        ("core --core-from none.zip", 3, "there is no file", "nanochat download core"),
         ("verify", 3, "nothing was downloaded", "nanochat download all --for d20"),
         ("unpack none.tar", 3, "there is no file", "nanochat download pack"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Static
 
-from nanochat.errors import UsageError
+from nanochat.errors import DataError, UsageError
 from nanochat.tui.app import ChatApp
 from nanochat.tui.keys import ACTIONS, DEFAULT_KEYS, read_key, show_key
 from nanochat.tui.preferences import parse_preferences, read_preferences
@@ -61,9 +61,9 @@ def test_what_is_wrong_is_said_with_its_line(text: str, message: str, hint: str)
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "chat.toml").write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot read"):
         read_preferences(tmp_path / "chat.toml")
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot read"):
         read_preferences(tmp_path)
 
 
