@@ -6,9 +6,11 @@ Knows neither models nor settings. Peak rates are the makers' dense bf16 figures
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -228,15 +230,36 @@ def can_compile() -> tuple[bool, str]:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         return False, f"{header.name} of this Python is not installed"
+    if torch.cuda.is_available():  # its kernels take another way
+        return True, compiler
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    for path in (cache, tempfile.gettempdir(), str(header.parent), str(Path(torch.__file__).parent)):
+        if not is_plain_word(path):
+            return False, f"the path {path} has a space or a quote, which torch cannot hand to {compiler}"
     return True, compiler
+
+
+def is_plain_word(path: str) -> bool:
+    """Whether a path survives torch, which writes the compiler's command as one text and splits it at spaces.
+
+    >>> is_plain_word("/home/me/.cache"), is_plain_word("/home/me/my models"), is_plain_word("/home/o'neill")
+    (True, False, False)
+    """
+    try:
+        return shlex.split(path) == [path]
+    except ValueError:  # a quote that does not end
+        return False
 
 
 def prepare_compile(cache: Path) -> None:
     """Keep everything that torch.compile writes in one folder, and point it to the compiler that is there.
 
+    If the compiler cannot be told of the folder, kernels lie where torch puts them by itself: below that of temporary
+    files.
     Must run before torch's compiler is imported, which the first optimizer does: it settles its folder then.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    if is_plain_word(str(cache)):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     # The compiler is not asked whether it can do what the CPU can: 5 s of a cold start; where it cannot, we run eager.
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")

@@ -1,7 +1,12 @@
-"""What is known of a device follows from whole words of its name."""
+"""What is known of a device follows from whole words of its name; what torch's compiler can do, from paths."""
+
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
+from nanochat import runtime
 from nanochat.runtime import PEAK_FLOPS, find_peak
 
 
@@ -52,3 +57,31 @@ def test_the_names_above_cover_the_table() -> None:
 )
 def test_a_device_that_only_looks_like_one_of_them_has_no_peak(name: str) -> None:
     assert find_peak(name) is None
+
+
+@pytest.mark.parametrize("name", ["my models", "o'neill", 'a"b'])
+def test_kernels_lie_where_the_compiler_can_be_told_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_VEC_ISA_OK"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # so that what is set here is taken back
+        monkeypatch.delenv(variable)
+    runtime.prepare_compile(tmp_path / name / "compile")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    runtime.prepare_compile(tmp_path / "compile")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compile")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels of CUDA take another way")
+@pytest.mark.parametrize("variable", ["TORCHINDUCTOR_CACHE_DIR", "TMPDIR"])
+def test_a_path_that_no_compiler_can_be_told_is_the_reason_for_not_compiling(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    if not runtime.can_compile()[0]:
+        pytest.skip("no C++ compiler here")
+    (tmp_path / "a b").mkdir()
+    monkeypatch.setenv(variable, str(tmp_path / "a b"))
+    monkeypatch.setattr("tempfile.tempdir", None)  # which is kept
+    possible, reason = runtime.can_compile()
+    assert not possible and f"the path {tmp_path / 'a b'} has a space or a quote" in reason

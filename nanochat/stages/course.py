@@ -139,11 +139,11 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     if loader.changed:
         display.say(f"{loader.changed}: training continues at about the same place of its epoch, not exactly there")
     loss, compiled = compile_loss(job, model, display, course.uncompiled)
-    computing = describe_computing(world, job.dtype, course.plan["device_batch_size"], compiled.startswith("yes"))
+    computing = describe_computing(world, job.dtype, course.plan["device_batch_size"], compiled().startswith("yes"))
     change = describe_change(computed_by, computing, job.resume_command)
     if change and state.step < course.num_steps:
         display.say(change)
-    announce(job, course, state, compiled, display)
+    announce(job, course, state, compiled(), display)
     token_bytes = torch.tensor(course.tokenizer.token_bytes, dtype=torch.int64, device=world.device)
 
     def microbatches() -> Sequence[Batch]:
@@ -262,7 +262,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
         loader.close()
         display.finish()
         tracking.close(display.say)
-    return write_result(job, course, state, metrics, compiled, memory.close(display), inputs.changes)
+    return write_result(job, course, state, metrics, compiled(), memory.close(display), inputs.changes)
 
 
 def _open_state(job: Job, course: Course, display: Display) -> tuple[GPT, MuonAdamW, TrainState, dict[str, Any]]:
@@ -315,31 +315,37 @@ def _check_same(job: Job, course: Course, checkpoint: Checkpoint) -> None:
 
 def compile_loss(
     job: Job, model: GPT, display: Display, refusal: str = ""
-) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
-    """The loss to train with, and a phrase that says whether it is compiled. refusal: why it must not be."""
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[], str]]:
+    """The loss to train with, and what says in a phrase whether it is compiled, which its first call may change.
+
+    refusal: why it must not be.
+    """
     if refusal:
-        return model.loss, f"no ({refusal})"
+        return model.loss, lambda: f"no ({refusal})"
     if not job.settings.runtime.compile:
-        return model.loss, "no (runtime.compile = false)"
+        return model.loss, lambda: "no (runtime.compile = false)"
     possible, reason = can_compile()
     if not possible:
-        return model.loss, f"no ({reason})"
+        return model.loss, lambda: f"no ({reason})"
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
     compiled = model.compile_loss()
-    failed = False
+    failure = ""
 
     def loss(ids: Tensor, targets: Tensor) -> Tensor:
-        nonlocal failed
-        if not failed:
+        nonlocal failure
+        if not failure:
             try:
                 return compiled(ids, targets)
             except (TorchDynamoException, InductorError) as error:
                 if job.stop is not None and job.stop.requested:  # a request to stop that came while it compiled
                     job.stop.leave()
-                failed = True
-                display.say(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
+                failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                display.say(f"torch.compile failed, going on without it: {failure}")
         return model.loss(ids, targets)
 
-    return loss, f"yes (with {reason}; the first step takes longer)"
+    def describe() -> str:
+        return f"no (it failed: {failure})" if failure else f"yes (with {reason}; the first step takes longer)"
+
+    return loss, describe

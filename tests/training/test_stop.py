@@ -35,6 +35,24 @@ class StoppedWhileItCompiles:
         return torch.tensor(1.5)
 
 
+class FailsToCompile(StoppedWhileItCompiles):
+    def compile_loss(self) -> Any:
+        def compiled(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            raise BackendCompilerFailed(print, RuntimeError("no such header"), None)
+
+        return compiled
+
+
+def test_a_result_says_no_where_the_compiler_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "can_compile", lambda: (True, "g++"))
+    job = Job(None, None, Settings(), World(), torch.float32, "")  # type: ignore[arg-type]
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    loss, describe = course.compile_loss(job, FailsToCompile(), Display(quiet=True))  # type: ignore[arg-type]
+    assert describe().startswith("yes (with g++")
+    assert loss(ids, ids).item() == 1.5
+    assert describe().startswith("no (it failed: BackendCompilerFailed: ")
+
+
 @pytest.mark.parametrize("is_deferred", [False, True])
 def test_a_stop_while_compiling_is_not_taken_for_a_failure_to_compile(
     monkeypatch: pytest.MonkeyPatch, is_deferred: bool
