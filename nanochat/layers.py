@@ -265,6 +265,15 @@ def anchor_files(key: str, value: Any, folder: Path | None = None) -> Any:
     return f"{before}{folder / path if folder else path.absolute()}{after}"
 
 
+def is_chosen(origins: Origins, key: str) -> bool:
+    """Whether a person chose this value: by an option, a file or the environment, not by a preset or a default.
+
+    >>> is_chosen({"a.b": "my.toml:3", "a.c": "preset d20"}, "a.b"), is_chosen({"a.c": "preset d20"}, "a.c")
+    (True, False)
+    """
+    return not origins.get(key, "default").startswith(("default", "preset "))
+
+
 def differing_keys(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (before, after) for every setting that differs."""
     old, new = flatten(before.model_dump()), flatten(after.model_dump())

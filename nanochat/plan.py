@@ -339,6 +339,34 @@ def plan_rows(name: str, total_tokens: int, settings: Settings, world_size: int,
     return choose_rows(candidates, config, world_size, (1 - MARGIN) * DEVICE_BYTES, compiled=settings.runtime.compile)
 
 
+def lower_rows(
+    settings: Settings,
+    stage: Literal["base", "mid", "sft", "rl"],
+    world_size: int,
+    is_chosen: bool,
+    context: int | None = None,
+) -> tuple[Settings, str]:
+    """The settings of one stage, and a sentence if its device batch is lower than they say ("": it is not).
+
+    A device batch that nobody chose is an upper limit: the largest that divides the step is taken. is_chosen: somebody
+    chose it, so that it stays, and planning refuses what does not divide. context: of the model; None: the settings'.
+    """
+    rows, context = settings.batch.device_batch_size, context or settings.model.context
+    if is_chosen or rows == "auto" or world_size < 1 or stage == "rl":  # the step of rl is whatever was answered
+        return settings, ""
+    total_tokens, _ = plan_total_tokens(settings, stage)
+    lower = max((n for n in list_rows(total_tokens, context, world_size) if n <= rows), default=rows)
+    if lower == rows:
+        return settings, ""
+    batch = settings.batch.model_copy(update={"device_batch_size": lower})
+    devices = f" on {world_size} devices" if world_size > 1 else ""
+    said = (
+        f"{stage}: device_batch_size = {lower} instead of {rows}, the largest that divides a step of "
+        f"{total_tokens:,} tokens{devices}"
+    )
+    return settings.model_copy(update={"batch": batch}), said
+
+
 def choose_rows(
     candidates: list[int],
     config: GPTConfig,

@@ -8,7 +8,7 @@ from nanochat.errors import UsageError
 from nanochat.layers import load_settings
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
-from nanochat.plan import DEVICE_BYTES, plan_base, plan_finetune, sketch_finetune
+from nanochat.plan import DEVICE_BYTES, lower_rows, plan_base, plan_finetune, sketch_finetune
 
 GOLDEN = [  # preset, devices, parameters, micro-batches, steps, tokens
     ("demo", 1, 3_670_016, 1, 300, 1_228_800),
@@ -180,3 +180,31 @@ def test_auto_leaves_the_step_of_every_stage_as_it_is() -> None:
     assert auto.total_batch_tokens == fixed.total_batch_tokens
     with pytest.raises(UsageError, match=r"sft.total_tokens = 5000 is not a multiple of 1 x 256 x 1"):
         sketch_finetune(wish("sft.total_tokens=5000", "batch.device_batch_size=auto"), "sft")
+
+
+@pytest.mark.parametrize(
+    "rows, total, gpus, lower",
+    [
+        (16, 4096, 1, 16),
+        (16, 4096, 2, 8),
+        (16, 4096, 16, 1),
+        (16, 256 * 30, 2, 15),
+        (16, 256 * 34, 1, 2),
+        (4, 4096, 2, 4),
+    ],
+)
+def test_a_device_batch_that_nobody_chose_is_an_upper_limit(rows: int, total: int, gpus: int, lower: int) -> None:
+    settings = wish(f"batch.device_batch_size={rows}", f"batch.total_tokens={total}", "sft.total_tokens=none")
+    for stage in ("base", "mid", "sft"):
+        lowered, said = lower_rows(settings, stage, gpus, is_chosen=False)
+        assert lowered.batch.device_batch_size == lower and bool(said) == (lower != rows)
+        assert said == "" or said.startswith(f"{stage}: device_batch_size = {lower} instead of {rows}")
+        plan = plan_base(lowered, gpus) if stage == "base" else sketch_finetune(lowered, stage, gpus)
+        assert plan.num_microbatches * lower * 256 * gpus == total
+        assert lower_rows(settings, stage, gpus, is_chosen=True) == (settings, "")
+    assert lower_rows(settings, "rl", gpus, is_chosen=False) == (settings, "")
+
+
+def test_a_step_that_no_number_of_rows_divides_is_left_to_the_plan_to_refuse() -> None:
+    settings = wish("batch.total_tokens=5000")
+    assert lower_rows(settings, "base", 1, is_chosen=False) == (settings, "")

@@ -55,8 +55,8 @@ def validate(
     cluster: Cluster = ALONE,
 ) -> None:
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
-    settings, _ = resolve(invocation, preset, config, overrides, run)
-    if missing := check_settings(invocation, settings, cluster.world_size):
+    settings, origins = resolve(invocation, preset, config, overrides, run)
+    if missing := check_settings(invocation, settings, origins, cluster.world_size):
         invocation.console.say(f"not downloaded yet: {', '.join(missing)}  # nanochat download tasks")
     if invocation.as_json:
         invocation.console.show_json({"valid": True})

@@ -31,11 +31,11 @@ class Needs:
 
 def list_needs(settings: "Settings") -> Needs:
     """What all stages of these settings may read. The demo needs nothing, and so not the CORE bundle."""
-    from nanochat.plan import plan_base
+    from nanochat.plan import lower_rows, plan_base
 
     dataset = settings.data.dataset
     is_hub = dataset in TEXT_SOURCES
-    num_shards = plan_base(settings).num_shards if is_hub else None
+    num_shards = plan_base(lower_rows(settings, "base", 1, False)[0]).num_shards if is_hub else None
     return Needs(dataset if is_hub else "", num_shards, list_tasks(settings), dataset != "demo")
 
 

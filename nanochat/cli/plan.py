@@ -29,15 +29,18 @@ def plan(
     cluster: Cluster = ALONE,
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
-    from nanochat.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
+    from nanochat.layers import is_chosen
+    from nanochat.plan import lower_rows, plan_base, plan_rl, sketch_finetune, sketch_rl
     from nanochat.tasks.graded import check_graded
     from nanochat.tasks.sizes import count_conversations
 
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
-    settings, _ = resolve(invocation, preset, config, overrides, run)
-    base = plan_base(settings, cluster.world_size)
-    finetunes = [sketch_finetune(settings, stage, cluster.world_size) for stage in ("mid", "sft")]
+    settings, origins = resolve(invocation, preset, config, overrides, run)
+    chosen = is_chosen(origins, "batch.device_batch_size")
+    lowered = {stage: lower_rows(settings, stage, cluster.world_size, chosen) for stage in ("base", "mid", "sft")}
+    base = plan_base(lowered["base"][0], cluster.world_size)
+    finetunes = [sketch_finetune(lowered[stage][0], stage, cluster.world_size) for stage in ("mid", "sft")]
     plans: list[Any] = [base, *finetunes]
     if settings.rl.task is not None:
         num_questions = check_graded(settings.rl.task, invocation.workspace.tasks)
@@ -51,6 +54,9 @@ def plan(
     invocation.console.show("")
     header = ("stage", "steps", "tokens", "tokens/step", "micro-batches", "time", "cost")
     invocation.console.show(format_table([describe_stage(item) for item in plans], header, [1, 2, 3, 4, 5, 6]))
+    for _, said in lowered.values():
+        if said:
+            invocation.console.say(said)
     for item in finetunes:
         if item.num_steps is None and (count := count_conversations(getattr(settings, item.stage).mixture)):
             invocation.console.say(f"{item.stage} learns {count:,} conversations an epoch")

@@ -61,7 +61,7 @@ def run_pipeline(
     check_devices(target.settings.runtime.device, cluster)
     for stage in pending:  # everything is checked before anything is started
         check_stage(stage, invocation, target, cluster)
-    check_settings(invocation, target.settings, cluster.world_size, pending, scores=not is_scored)
+    check_settings(invocation, target.settings, target.origins, cluster.world_size, pending, scores=not is_scored)
     check_code(target)
     if has_bundle(invocation.workspace.core):
         load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)

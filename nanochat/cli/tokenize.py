@@ -51,7 +51,7 @@ def train_tokenizer(
         invocation.console.say(f"{done} of run {target.run.name}: nothing to do")
         warn_of_changed_data(invocation, target, "tokenizer")
     else:
-        check_settings(invocation, target.settings, 1)
+        check_settings(invocation, target.settings, target.origins, 1)
         check_dataset(invocation, target.settings.data.dataset, target.choice)
         again = ("tokenize", "train", "--run", target.run.name)
         code = start("tokenizer", invocation, target, again=again)

@@ -110,8 +110,8 @@ def train(stage: str, invocation: Invocation, target: Target, cluster: Cluster) 
         invocation.console.say(f"{stage} of run {run.name} is done, and {damage}: its last steps are taken again")
     if not is_done(run, stage) or damage:
         check_stage(stage, invocation, target, cluster)
-    following = TRAIN_STAGES[TRAIN_STAGES.index(stage) + 1 :]
-    check_settings(invocation, target.settings, cluster.world_size, [one for one in following if not is_done(run, one)])
+    following = [later for later in TRAIN_STAGES[TRAIN_STAGES.index(stage) + 1 :] if not is_done(run, later)]
+    check_settings(invocation, target.settings, target.origins, cluster.world_size, following)
     if is_done(run, stage) and not damage:
         write_target(invocation, target)
         invocation.console.say(f"{describe_result(stage, read_result(run, stage))} of run {run.name}: nothing to do")
@@ -184,11 +184,13 @@ def start(
 
 def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
-    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
+    from nanochat.layers import is_chosen
+    from nanochat.plan import count_checkpoints, lower_rows, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
-    settings = target.settings
+    chosen = is_chosen(target.origins, "batch.device_batch_size")
+    settings, _ = lower_rows(target.settings, stage, cluster.world_size, chosen)  # type: ignore[arg-type]
     check_devices(settings.runtime.device, cluster)
     more_bytes = 0
     if stage == "base":

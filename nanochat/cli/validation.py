@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def check_settings(
     invocation: Invocation,
     settings: "Settings",
+    origins: dict[str, str],
     world_size: int,
     stages: Collection[str] = TRAIN_STAGES,
     *,
@@ -22,17 +23,19 @@ def check_settings(
 
     Returns the tasks that are not downloaded yet, which are no fault of the settings.
     """
-    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
+    from nanochat.layers import is_chosen
+    from nanochat.plan import lower_rows, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.entry import parse_spec
     from nanochat.tasks.graded import check_graded
 
     folder, mixture, missing = invocation.workspace.tasks, [], []
+    chosen = is_chosen(origins, "batch.device_batch_size")
     if "base" in stages:
-        plan_base(settings, world_size)
+        plan_base(lower_rows(settings, "base", world_size, chosen)[0], world_size)
     for stage in ("mid", "sft"):
         if stage in stages:
-            sketch_finetune(settings, stage, world_size)
+            sketch_finetune(lower_rows(settings, stage, world_size, chosen)[0], stage, world_size)
             mixture += getattr(settings, stage).mixture
     if "rl" in stages and settings.rl.task is not None:
         sketch_rl(settings, world_size)

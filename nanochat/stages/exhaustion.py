@@ -12,7 +12,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.memory import list_rows
 from nanochat.plan import plan_model, plan_total_tokens
 from nanochat.runtime import name_device
-from nanochat.stages.fit import read_fit
+from nanochat.stages.fit import divide_rows, read_fit
 from nanochat.stages.job import Job
 from nanochat.stages.memory import plan_step, suggest_gpus, suggest_smaller
 
@@ -35,7 +35,7 @@ def _explain(job: Job, stage: str) -> CapacityError:
     if stage not in ("base", "mid", "sft", "rl"):
         return CapacityError(f"out of memory in {stage}: {parts[0]}", _suggest_other(job, stage))
     config = plan_model(job.settings)
-    rows = _find_rows(job, stage)
+    rows = _find_rows(job, stage, config.context)
     what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
     plan = plan_step(job, config, rows)
     parts.append(
@@ -60,9 +60,9 @@ def _describe_device(job: Job) -> str:
     return f"{text}: this process holds {format_size(memory.own)}, {format_size(memory.free)} are free"
 
 
-def _find_rows(job: Job, stage: str) -> int:
+def _find_rows(job: Job, stage: Literal["base", "mid", "sft", "rl"], context: int) -> int:
     """Rows that the stage trains with; 1 where `auto` has not found them yet: then the bare model did not fit."""
-    rows = job.settings.batch.device_batch_size
+    rows, _ = divide_rows(job, stage, context)
     if rows != "auto":
         return rows
     found = read_fit(job.run.stage(stage))

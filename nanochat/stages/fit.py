@@ -21,10 +21,11 @@ import torch
 from nanochat.device_memory import is_memory_error, read_memory
 from nanochat.disk import format_size, write_atomically
 from nanochat.errors import CapacityError
+from nanochat.layers import is_chosen, read_saved
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
-from nanochat.plan import choose_rows, divide_batch, plan_total_tokens
+from nanochat.plan import choose_rows, divide_batch, lower_rows, plan_total_tokens
 from nanochat.runtime import World, deterministic_kernels, name_device
 from nanochat.stages.assemble import build_model
 from nanochat.stages.course import compile_loss
@@ -50,13 +51,16 @@ class Fit:
 
 
 def fit_batch(job: Job, stage: Literal["base", "mid", "sft", "rl"], config: GPTConfig, display: Display) -> Job:
-    """The job of a stage with a number in the place of `auto`; says how it was found, or that it was kept.
+    """The job of a stage with a number of rows that divides its step; says how it was found, or that it was kept.
 
     Collective: every rank calls this. Raises UsageError where no number of rows divides the step, and
     CapacityError where not even one row fits.
     """
     if job.settings.batch.device_batch_size != "auto":
-        return job
+        rows, said = divide_rows(job, stage, config.context)
+        if said:
+            display.say(said)
+        return _with_rows(job, rows)
     world, paths = job.world, job.run.stage(stage)
     total_tokens, name = plan_total_tokens(job.settings, stage)
     divide_batch(name, total_tokens, 1, config.context, world.world_size)
@@ -81,6 +85,16 @@ def fit_batch(job: Job, stage: Literal["base", "mid", "sft", "rl"], config: GPTC
     return _with_rows(job, fit.rows)
 
 
+def divide_rows(
+    job: Job, stage: Literal["base", "mid", "sft", "rl"], context: int
+) -> tuple[int | Literal["auto"], str]:
+    """The rows of the settings, or fewer if nobody chose them and they do not divide the step, which is then said."""
+    origins = read_saved(job.run.settings)[2]
+    chosen = is_chosen(origins, "batch.device_batch_size")
+    settings, said = lower_rows(job.settings, stage, job.world.world_size, chosen, context)
+    return settings.batch.device_batch_size, said
+
+
 def can_try(device: torch.device) -> bool:
     """Whether running out of this device's memory raises, so that a trial costs nothing."""
     return device.type == "cuda"
@@ -94,7 +108,7 @@ def read_fit(paths: StagePaths) -> Fit | None:
         return None
 
 
-def _with_rows(job: Job, rows: int) -> Job:
+def _with_rows(job: Job, rows: int | str) -> Job:
     batch = job.settings.batch.model_copy(update={"device_batch_size": rows})
     return replace(job, settings=job.settings.model_copy(update={"batch": batch}))
 

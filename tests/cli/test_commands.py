@@ -143,6 +143,22 @@ def test_files_of_what_is_done_are_not_asked_for_again(nanochat, launched, home)
     assert outcome.code == 0, outcome.err
 
 
+def test_a_device_batch_is_lowered_unless_it_was_chosen(nanochat, launched, home, monkeypatch) -> None:
+    gpus = ("--device", "cpu", "--gpus", "2")
+    said = nanochat("plan", "--preset", "demo", *gpus).err
+    for stage in ("base", "mid", "sft"):
+        assert f"{stage}: device_batch_size = 8 instead of 16, the largest that divides a step of 4,096 tokens" in said
+    assert nanochat("config", "validate", "--preset", "demo", *gpus).code == 0
+    assert nanochat("run", "--preset", "demo", *gpus).code == 0
+    assert read_saved(home / "runs/demo/settings.json")[1].batch.device_batch_size == 16
+    Path("my.toml").write_text("[batch]\ndevice_batch_size = 16\n")
+    for words in (["--set", "batch.device_batch_size=16"], ["--config", "my.toml"]):
+        refused = nanochat("run", "--preset", "demo", "--run", "x", *gpus, *words)
+        assert refused.code == 2 and "is not a multiple of 16 x 256 x 2" in refused.err
+    monkeypatch.setenv("NANOCHAT_BATCH__DEVICE_BATCH_SIZE", "16")
+    assert nanochat("config", "validate", "--preset", "demo", *gpus).code == 2
+
+
 def test_resume_finds_the_interrupted_stage(nanochat, launched, home) -> None:
     make_run(home, "r", ("tokenizer", "base"), "mid")
     make_run(home, "done", ALL_DONE)

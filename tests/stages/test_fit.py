@@ -21,6 +21,7 @@ from nanochat.runtime import World
 from nanochat.stages import fit as fit_module
 from nanochat.stages.__main__ import main
 from nanochat.stages.display import Display
+from nanochat.stages.exhaustion import memory_errors
 from nanochat.stages.finetune import iter_validation
 from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, read_fit
 from nanochat.stages.job import Job, read_settings
@@ -159,6 +160,22 @@ def test_every_stage_and_the_evaluation_understand_auto(start_run: Start) -> Non
 def open_job(settings: Path) -> Job:
     workspace, run, wishes = read_settings(settings)
     return Job(workspace, run, wishes, World(), torch.float32, "asked for")
+
+
+@pytest.mark.parametrize("origin, rows", [("preset tiny", 4), ("default", 4), ("--set", 8), ("my.toml:3", 8)])
+def test_rows_that_nobody_chose_are_lowered_and_said(
+    start_run: Start, capsys: pytest.CaptureFixture[str], origin: str, rows: int
+) -> None:
+    settings = start_run(changes={"batch": {"device_batch_size": 8}})
+    record = json.loads(settings.read_text()) | {"origins": {"batch.device_batch_size": origin}}
+    settings.write_text(json.dumps(record))
+    job = replace(open_job(settings), world=World(1, 1, 2))  # 512 tokens are 4 rows of 64 on each of two devices
+    assert fit_batch(job, "base", CONFIG, Display()).settings.batch.device_batch_size == rows
+    said = capsys.readouterr().err
+    assert ("base: device_batch_size = 4 instead of 8" in said) == (rows == 4)
+    with pytest.raises(CapacityError) as caught, memory_errors(job, "base"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert f"--set batch.device_batch_size={2 if rows == 4 else 4}" in caught.value.hint
 
 
 @pytest.mark.parametrize("changed", ["device", "world_size", "model", "total_tokens", "dtype", "compile", "torch"])
