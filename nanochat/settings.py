@@ -61,7 +61,8 @@ class BatchSettings(Section):
     total_tokens: int = Field(default=524_288, ge=1)
     """Tokens of one optimizer step over all devices, reached by gradient accumulation."""
     device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
-    """Rows of one forward pass on one device, or "auto": the most that fit, found when a stage starts."""
+    """Rows of one forward pass on one device, or "auto": the most that fit, found when a stage starts. A number of
+    a preset or the default is lowered if it does not divide the step; yours is refused."""
 
 
 class TrainSettings(Section):
