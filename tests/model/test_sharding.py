@@ -50,7 +50,6 @@ def build_batches(step: int, rank: int, world_size: int) -> list[Batch]:
 
 def train(rank: int, world_size: int, num_steps: int = NUM_STEPS, poisoned_rank: int = -1) -> dict[str, Any]:
     """The real loop. poisoned_rank: its loss is not a number in POISONED_STEP, with a gradient that is not either."""
-    torch.set_num_threads(1)
     model, optimizer = build(rank, world_size)
     state, records, weights = TrainState(), [], []
 
@@ -85,6 +84,7 @@ def train(rank: int, world_size: int, num_steps: int = NUM_STEPS, poisoned_rank:
 
 def run_rank(rank: int, folder: str) -> None:
     """One process takes part in every world that has its rank: starting it costs more than what it does."""
+    torch.set_num_threads(1)
     for world_size in WORLDS:
         if rank < world_size:
             meeting = f"file://{folder}/meeting{world_size}"
@@ -106,7 +106,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return train(0, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each rank has
+    try:
+        return train(0, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -55,6 +55,12 @@ if "FAULT" in os.environ or "ALLOWED" in os.environ:
 """
 
 
+@pytest.fixture
+def start_run(start_run: Start) -> Start:
+    """Runs whose later stages, which are checked before the first, have room for four processes."""
+    return lambda run="again", changes=None: start_run(run, {"sft": {"total_tokens": 512}} | (changes or {}))
+
+
 def add_fault(folder: Path) -> dict[str, str]:
     """Write FAULT where Python looks for it; returns the environment that does."""
     (folder / "fault").mkdir()

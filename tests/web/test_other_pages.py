@@ -1,10 +1,9 @@
 """Pages of other sites that may ask, and the page behind a proxy's prefix: in headers, and in a real browser."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
@@ -13,6 +12,7 @@ from nanochat.cli.serve import read_origin, read_root_path
 from nanochat.errors import UsageError
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
+from tests.http_server import EndingServer
 from tests.patience import PATIENCE_SECONDS
 from tests.web.browser import Watched, open_browser
 from tests.web.serving import Serving, serving, tiny_model
@@ -141,15 +141,9 @@ def other_site() -> Iterator[str]:
             self.send_header("Content-Type", "text/html")
             self.end_headers()
 
-    site = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    site = EndingServer(("127.0.0.1", 0), Page)
+    with site.running():
         yield f"http://127.0.0.1:{site.server_address[1]}"
-    finally:
-        site.shutdown()
-        site.server_close()
-        thread.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("key", ["", "k"])
