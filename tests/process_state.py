@@ -17,8 +17,8 @@ import pytest
 
 from tests.patience import PATIENCE_SECONDS
 
-WRITTEN_BY_OTHERS = ("PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "TORCHINDUCTOR_CACHE_DIR")
-"""Variables that pytest, a terminal and torch (at its first optimizer) set by themselves."""
+WRITTEN_BY_OTHERS = ("PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_")
+"""How variables begin that pytest, a terminal and torch (at its first optimizer, and as it compiles) set themselves."""
 SHARED_BY_DESIGN = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")
 """Commands of children that a library starts once for a process and ends with it."""
 SHARED_THREADS = ("tqdm_monitor", "TMonitor", "SubprocPool", "InductorSubproc", "asyncio_")
@@ -91,12 +91,13 @@ def seed_everything() -> None:
 
 def read_settings() -> dict[str, object]:
     """What is set for the whole process, by a name to show."""
-    found: dict[str, object] = {f"the variable {name}": value for name, value in os.environ.items()}
-    for name in WRITTEN_BY_OTHERS:
-        found.pop(f"the variable {name}", None)
+    found: dict[str, object] = {
+        f"the variable {name}": value for name, value in os.environ.items() if not name.startswith(WRITTEN_BY_OTHERS)
+    }
     for number in sorted(signal.valid_signals()):
         found[f"the handler of {_name_signal(number)}"] = signal.getsignal(number)
-    found |= {"the working directory": _read_folder(), "sys.path": tuple(sys.path), "sys.argv": tuple(sys.argv)}
+    places = tuple(place for place in sys.path if not place.endswith("_vendor"))  # setuptools adds its own to the end
+    found |= {"the working directory": _read_folder(), "sys.path": places, "sys.argv": tuple(sys.argv)}
     if torch := sys.modules.get("torch"):
         found |= {name: read(torch) for name, read in FLAGS.items()}
     return found
