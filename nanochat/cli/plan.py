@@ -94,7 +94,7 @@ def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> li
 
     is_auto = settings.batch.device_batch_size == "auto"
     auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""
-    parts = ", ".join(f"{name} {format_size(size)}" for name, size in asdict(plan.memory).items())
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in plan.memory.parts.items())
 
     data_bytes = plan.data_bytes if text_bytes is None else text_bytes
     described = f", {plan.num_shards:,} shards" if settings.data.dataset in TEXT_SOURCES else ""

@@ -154,6 +154,11 @@ def list_row_groups(directory: Path, split: Split) -> list[RowGroup]:
     return groups
 
 
+def measure_largest_group(directory: Path) -> int:
+    """Bytes of the texts of the largest training row group. Raises as `list_row_groups` does."""
+    return max(group.num_bytes for group in list_row_groups(directory, "train"))
+
+
 def measure_text(directory: Path, split: Split) -> int:
     """Bytes of the split's texts, about. Raises as `list_row_groups` does."""
     known = load_manifest(directory).text_bytes(split)

@@ -1,7 +1,7 @@
 """Memory of a training step on one device, by what holds it, computed from the model's shape. Knows no torch.
 
 Every figure is what trainer and model really allocate: see optim.py, loss.py and training/loop.py. What libraries and
-the driver take (0.5 to 2 GB on a GPU) is not in it.
+the driver take on a GPU (0.5 to 2 GB) is not in it. On a CPU they share the memory of the tensors, so there they are.
 """
 
 import math
@@ -32,6 +32,11 @@ CPU_SCORE_BYTES = 10
 """Per attention score that a CPU keeps, in float32; scores are written out up to CPU_SCORES_CONTEXT."""
 CPU_SCORES_CONTEXT, CPU_BLOCK_TOKENS = 1024, 256
 """As in attention.py, which loads torch."""
+CPU_PROCESS_BYTES = 350_000_000
+"""What a process on a CPU takes beside tensors as it trains: pages of torch, the compiler, freed memory that is kept.
+Measured on demo, d6 and benchmarks/real_text.toml, compiled and not: 340 to 380 MB (torch 2.15)."""
+TEXT_BYTES = 23
+"""Per byte of the largest row group of the text: its texts, their ids and the rows that they are packed into."""
 MARGIN = 0.05
 """Share of a device that is to stay free: fragments, the collectives' buffers, and what another library asks for."""
 
@@ -40,7 +45,8 @@ MARGIN = 0.05
 class MemoryEstimate:
     """Bytes on one device at the worst moment of a step; working is what that moment needs beside what stays.
 
-    weights: float32, and the copies in the compute type. activations: what backward keeps of all blocks.
+    weights: float32, and the copies in the compute type. activations: what backward keeps of all blocks. process: what
+    is no tensor, on a CPU: libraries, the compiler, text.
     """
 
     weights: int
@@ -48,10 +54,16 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     working: int
+    process: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by what holds them, without what holds none."""
+        return {name: size for name, size in vars(self).items() if size}
 
 
 def estimate_memory(
@@ -62,8 +74,10 @@ def estimate_memory(
     compiled: bool = False,
     element_bytes: int = 2,
     device: str = "cuda",
+    group_bytes: int = 0,
 ) -> MemoryEstimate:
     """Memory of one device in training. element_bytes: of the compute type, 2 for bf16. device: "cpu" or any other.
+    group_bytes: of the largest row group of the pretraining text, if the stage reads any.
 
     Of the optimizer's state it counts the share of the device that has most of it.
     """
@@ -90,6 +104,7 @@ def estimate_memory(
         optimizer=4 * count_optimizer_values(config, world_size),
         activations=math.ceil(activations),
         working=math.ceil(max(loss, backward, update)),
+        process=CPU_PROCESS_BYTES + TEXT_BYTES * group_bytes if device == "cpu" else 0,
     )
 
 

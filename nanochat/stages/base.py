@@ -11,7 +11,7 @@ from nanochat.data.batch import Batch
 from nanochat.data.dataset import describe_repeats
 from nanochat.data.packing import Packing
 from nanochat.data.pretrain import PretrainLoader
-from nanochat.data.shards import load_manifest, measure_text
+from nanochat.data.shards import load_manifest, measure_largest_group, measure_text
 from nanochat.evals.samples import sample_texts
 from nanochat.plan import CHARS_PER_TOKEN, plan_base, plan_model
 from nanochat.stages.assemble import open_tokenizer
@@ -73,6 +73,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
         sample=lambda model: sample_texts(model, tokenizer),
         notes=tuple(notes),
         describe_data=describe_data,
+        group_bytes=measure_largest_group(folder),
     )
     return run_course(job, course, display)
 

@@ -77,6 +77,7 @@ class Course:
     of the bits per byte of validation. scored_by: the metric that measuring leaves, and that chooses the best
     checkpoint; higher_is_better: how. describe_step: facts for the record of a step that has just been taken. extent:
     what the steps are, in words. uncompiled: why the model is not compiled, in words; "": it is as the settings say.
+    group_bytes: of the largest row group of the pretraining text; 0 if none is read.
     """
 
     stage: str
@@ -102,6 +103,7 @@ class Course:
     describe_step: Callable[[], dict[str, Any]] = dict
     extent: str = ""
     uncompiled: str = ""
+    group_bytes: int = 0
 
     def find_best(self, steps: Sequence[int], metrics: MetricsFile) -> int | None:
         """The best of these steps by what was measured; None where none was."""
@@ -115,7 +117,7 @@ def run_course(job: Job, course: Course, display: Display) -> dict[str, Any]:
     Collective: every rank calls this.
     """
     world, paths, settings = job.world, job.run.stage(course.stage), course.settings
-    memory = MemoryWatch(job, course.config)
+    memory = MemoryWatch(job, course.config, course.group_bytes)
     check_shared(paths, world)
     if world.is_main:
         remove_stale(paths)

@@ -39,9 +39,8 @@ def _explain(job: Job, stage: str) -> CapacityError:
     what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
     plan = plan_step(job, config, rows)
     parts.append(
-        f"planned: {format_size(plan.total)} = weights {format_size(plan.weights)}, "
-        f"gradients {format_size(plan.gradients)}, optimizer {format_size(plan.optimizer)}, "
-        f"activations {format_size(plan.activations)}, working memory {format_size(plan.working)}"
+        f"planned: {format_size(plan.total)} = "
+        + ", ".join(f"{name} {format_size(size)}" for name, size in plan.parts.items())
     )
     if rows == 1:
         parts.append("one row is the least: it takes a shorter context, a smaller depth or a larger device")

@@ -9,7 +9,7 @@ from nanochat.data.batch import Batch
 from nanochat.data.finetune import EpochSize, FinetuneLoader
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.replay import ReplayLoader, split_cursor
-from nanochat.data.shards import load_manifest
+from nanochat.data.shards import load_manifest, measure_largest_group
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
@@ -109,6 +109,7 @@ def run_finetune(
         sample=lambda model: sample_answers(model, tokenizer),
         describe_data=describe_data,
         source=str(source),
+        group_bytes=measure_largest_group(folder) if folder else 0,
     )
     return run_course(job, course, display)
 

@@ -35,7 +35,7 @@ from nanochat.stages.memory import describe_circumstances, plan_step, suggest_sm
 
 MAX_PROBES = 6
 CPU_TOKENS = 4_096  # of a forward pass; demo on two cores: 12,300 tokens/s at 2,048, 13,000 at 4,096, 8,192 and 16,384
-CPU_SHARE = 0.5  # of the available memory; the estimate knows neither the data nor the compiler
+CPU_SHARE = 0.5  # of the available memory; the estimate knows neither the text nor what else runs here
 SURE_SHARE = 0.75  # of the memory that more rows are planned to need: what they will need at least
 
 

@@ -17,15 +17,15 @@ from nanochat.stages.job import Job
 class MemoryWatch:
     """Compares the peak of a stage with its plan, after the first step and at the end.
 
-    Open it before the model is built. job: with a number of rows. Peaks are of tensors on CUDA; elsewhere of the
-    process, with the data and the libraries that it loads meanwhile.
+    Open it before the model is built. job: with a number of rows. group_bytes: as of `estimate_memory`. Peaks are of
+    tensors on CUDA; elsewhere of the process, with the data and the libraries that it loads meanwhile.
     """
 
-    def __init__(self, job: Job, config: GPTConfig) -> None:
+    def __init__(self, job: Job, config: GPTConfig, group_bytes: int = 0) -> None:
         rows = job.settings.batch.device_batch_size
         assert rows != "auto", "fit_batch comes first"
         self.world = job.world
-        self.planned = plan_step(job, config, rows).total
+        self.planned = plan_step(job, config, rows, group_bytes).total
         self._start = start_memory(self.world.device)
         self._stepped = False
 
@@ -47,26 +47,23 @@ class MemoryWatch:
         return {"peak_memory_bytes": peak, "planned_memory_bytes": self.planned}
 
     def _describe(self, peak: int) -> str:
-        if self.world.device.type != "cuda":
-            size, planned = format_size(peak), format_size(self.planned)
-            return (
-                f"memory: the process has grown by {size} at the peak; planned {planned}, libraries and data left out"
-            )
-        return describe_memory(peak, self.planned)
+        return describe_memory(peak, self.planned, of_process=self.world.device.type != "cuda")
 
 
-def describe_memory(peak: int, planned: int) -> str:
+def describe_memory(peak: int, planned: int, of_process: bool = False) -> str:
     """
     >>> describe_memory(61_300_000_000, 63_000_000_000)
     'memory: 61.3 GB at the peak, planned 63.0 GB (-3 %)'
+    >>> describe_memory(680_000_000, 677_000_000, of_process=True)
+    'memory: the process has grown by 680.0 MB at the peak, planned 677.0 MB (+0 %)'
     """
-    difference = round(100 * (peak / planned - 1))
-    return f"memory: {format_size(peak)} at the peak, planned {format_size(planned)} ({difference:+d} %)"
+    difference, grown = round(100 * (peak / planned - 1)), "the process has grown by " if of_process else ""
+    return f"memory: {grown}{format_size(peak)} at the peak, planned {format_size(planned)} ({difference:+d} %)"
 
 
-def plan_step(job: Job, config: GPTConfig, rows: int) -> MemoryEstimate:
+def plan_step(job: Job, config: GPTConfig, rows: int, group_bytes: int = 0) -> MemoryEstimate:
     """The estimate of training for this job's device, compute type and compiler."""
-    return estimate_memory(config, rows, job.world.world_size, **describe_circumstances(job))
+    return estimate_memory(config, rows, job.world.world_size, **describe_circumstances(job), group_bytes=group_bytes)
 
 
 def describe_circumstances(job: Job) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_no_server_is_exit_4_with_the_command_to_go_on(call) -> None:
 
 def test_a_hub_that_is_no_address_is_said_at_once(call) -> None:
     outcome = call("download", "tasks", "gsm8k", HF_ENDPOINT="gopher://hub")
-    assert outcome.code == 4 and "no http address" in outcome.err and "trying again" not in outcome.err
+    assert outcome.code == 2 and "HF_ENDPOINT" in outcome.err and "trying again" not in outcome.err
 
 
 BRIEF = """

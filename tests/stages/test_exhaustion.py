@@ -26,7 +26,7 @@ Start = Callable[..., Path]
 CPU_WORDS = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 )
-PARTS = ("weights", "gradients", "optimizer", "activations", "working memory")
+PARTS = ("weights", "gradients", "optimizer", "activations", "working", "process")
 
 
 @pytest.fixture
