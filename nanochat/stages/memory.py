@@ -55,7 +55,7 @@ def describe_memory(peak: int, planned: int, of_process: bool = False) -> str:
     >>> describe_memory(61_300_000_000, 63_000_000_000)
     'memory: 61.3 GB at the peak, planned 63.0 GB (-3 %)'
     >>> describe_memory(680_000_000, 677_000_000, of_process=True)
-    'memory: the process has grown by 680.0 MB at the peak, planned 677.0 MB (+0 %)'
+    'memory: the process has grown by 680 MB at the peak, planned 677 MB (+0 %)'
     """
     difference, grown = round(100 * (peak / planned - 1)), "the process has grown by " if of_process else ""
     return f"memory: {grown}{format_size(peak)} at the peak, planned {format_size(planned)} ({difference:+d} %)"
