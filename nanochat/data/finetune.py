@@ -6,7 +6,7 @@ of them, so that a run goes on with any number of ranks (see pretrain.py).
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -227,8 +227,7 @@ class _Source:
         return indices
 
     def render(self, epoch: int, index: int) -> Rendered:
-        ids, mask = render(self.tokenizer, self.conversations[self.order(epoch)[index]])
-        return np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)
+        return render_arrays(self.tokenizer, self.conversations[self.order(epoch)[index]])
 
     def fit(self, rendered: Rendered) -> Rendered | None:
         """Apply `overlong`; None where the conversation is dropped."""
@@ -262,18 +261,37 @@ class _Source:
                 kept.append(fitting)
         return places, kept, counts
 
+    def fill(self, pieces: Iterable[Rendered]) -> Rendered:
+        """A row (T + 1,) of whole conversations and its mask; its end is bos, ignored."""
+        row, learnt = np.full(self.row_tokens, self.tokenizer.bos_id, dtype=np.int32), np.zeros(self.row_tokens, bool)
+        filled = 0
+        for ids, mask in pieces:
+            row[filled : filled + len(ids)], learnt[filled : filled + len(ids)] = ids, mask
+            filled += len(ids)
+        return row, learnt
+
+    def iter_rows_once(self) -> Iterator[Rendered]:
+        """The rows of one pass in the order of the conversations; the last ones are as full as they get."""
+        waiting: list[Rendered] = []
+        for start in range(0, len(self.conversations), POOL_CONVERSATIONS):
+            stop = start + POOL_CONVERSATIONS
+            for index in range(start, min(stop, len(self.conversations))):
+                fitting = self.fit(render_arrays(self.tokenizer, self.conversations[index]))
+                if fitting is not None:
+                    waiting.append(fitting)
+            is_last = stop >= len(self.conversations)
+            rows, rest = pack_whole([len(ids) for ids, _ in waiting], self.row_tokens, flush=is_last)
+            for row in rows:
+                yield self.fill(waiting[index] for index in row)
+            waiting = [waiting[index] for index in rest]
+
     def iter_rows(self, place: Place) -> Iterator[tuple[np.ndarray, np.ndarray, Place]]:
         """Endless rows (T + 1,) and masks (T + 1,) from a place, each with the place after it."""
         while True:
             places, pool, counted = self.pool(place)
             rows, rest = pack_whole([len(ids) for ids, _ in pool], self.row_tokens)
             for number in range(place.row, len(rows)):
-                row = np.full(self.row_tokens, self.tokenizer.bos_id, dtype=np.int32)
-                learnt, filled = np.zeros(self.row_tokens, dtype=bool), 0
-                for index in rows[number]:
-                    ids, mask = pool[index]
-                    row[filled : filled + len(ids)], learnt[filled : filled + len(ids)] = ids, mask
-                    filled += len(ids)
+                row, learnt = self.fill(pool[index] for index in rows[number])
                 yield row, learnt, replace(place, row=number + 1, counted=counted)
             carry = tuple(places[index] for index in rest)
             place = Place(place.epoch, place.start + POOL_CONVERSATIONS, 0, carry, counted, counted)
@@ -286,16 +304,40 @@ class _Source:
                 place = replace(place, epoch=place.epoch + 1, start=0)
 
 
+def iter_once(conversations: Conversations, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:
+    """One pass for validation: every conversation once, in its order, whole or truncated at the end of the context.
+
+    The last batch has as many rows as are left; the rows do not depend on how many a batch has.
+    """
+    source = _Source(conversations, tokenizer, context + 1, seed=0, overlong="truncate")
+    found: list[Rendered] = []
+    for row in source.iter_rows_once():
+        found.append(row)
+        if len(found) == rows:
+            yield _stack(found)
+            found = []
+    if found:
+        yield _stack(found)
+
+
+def render_arrays(tokenizer: Tokenizer, conversation: Conversation) -> Rendered:
+    ids, mask = render(tokenizer, conversation)
+    return np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)
+
+
+def _stack(rows: list[Rendered]) -> Batch:
+    return build_batch(np.stack([row for row, _ in rows]), np.stack([learnt for _, learnt in rows]))
+
+
 def _iter_batches(
     source: _Source, start: Place, num_rows: int, rank: int, world_size: int
 ) -> Iterator[tuple[Batch, Place]]:
-    rows, masks = [], []
+    rows: list[Rendered] = []
     for row, learnt, place in source.iter_rows(start):
-        rows.append(row)
-        masks.append(learnt)
+        rows.append((row, learnt))
         if len(rows) == num_rows * world_size:
-            yield build_batch(np.stack(rows[rank::world_size]), np.stack(masks[rank::world_size])), place
-            rows, masks = [], []
+            yield _stack(rows[rank::world_size]), place
+            rows = []
 
 
 def _measure_epoch(source: _Source) -> EpochSize:
@@ -306,9 +348,9 @@ def _measure_epoch(source: _Source) -> EpochSize:
         chosen = random.Random(f"plan/{source.seed}").sample(chosen, PLANNED_CONVERSATIONS)
     lengths, too_long = [], 0
     for index in chosen:
-        ids, mask = render(source.tokenizer, source.conversations[index])
-        too_long += len(ids) > source.row_tokens
-        fitting = source.fit((np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)))
+        rendered = render_arrays(source.tokenizer, source.conversations[index])
+        too_long += len(rendered[0]) > source.row_tokens
+        fitting = source.fit(rendered)
         if fitting is not None:
             lengths.append(len(fitting[0]))
     rows, _ = pack_whole(lengths, source.row_tokens, flush=True)

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import nanochat
 from nanochat.data.batch import Batch
-from nanochat.data.finetune import EpochSize, FinetuneLoader
+from nanochat.data.finetune import PREFETCHED_BATCHES, EpochSize, FinetuneLoader, iter_once
+from nanochat.data.prefetch import Prefetcher
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.replay import ReplayLoader, split_cursor
 from nanochat.data.shards import load_manifest, measure_largest_group
@@ -160,10 +161,10 @@ def find_source(job: Job, before: str) -> ModelPath:
 def iter_validation(
     job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, rows: int, context: int
 ) -> Iterator[Batch]:
-    """One pass over the test examples of the mixture, the same on every rank and however many rows a batch has."""
+    """One pass over the test examples of the mixture, each once: the same on every rank and for any batch."""
     examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed, folder=job.workspace.tasks)
-    with FinetuneLoader(examples, tokenizer, rows, context, seed=0, overlong="truncate") as loader:
-        num_rows = loader.num_rows_per_epoch
-        for start in range(0, num_rows, rows):
-            batch = next(loader)
-            yield Batch(batch.ids[: num_rows - start], batch.targets[: num_rows - start])
+    ahead = Prefetcher(iter_once(examples, tokenizer, rows, context), PREFETCHED_BATCHES)
+    try:
+        yield from ahead
+    finally:
+        ahead.close()

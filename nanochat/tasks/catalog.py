@@ -117,6 +117,8 @@ def build_mixture(
 ) -> TaskMixture:
     """Make the tasks of a preset's mixture and shuffle their examples together. folder: as of build_task.
 
+    Of the test examples each is there once, however often a task stands in the mixture.
+
     Raises UsageError for an empty mixture, an entry that cannot be read or a task that does not exist.
     """
     if not specs:
@@ -125,9 +127,25 @@ def build_mixture(
             f"tasks: {', '.join(NAMES)}, custom:PATH, FILE.py:Class",
         )
     tasks: list[Task] = []
-    for spec in specs:
-        tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
+    if split == "test":
+        for name, counts in _group_counts(specs).items():
+            size = None if None in counts else sum(count or 0 for count in counts)
+            tasks.append(build_task(name, split, size, folder=folder))
+    else:
+        for spec in specs:
+            tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
     return TaskMixture(tasks, seed)
+
+
+def _group_counts(specs: Sequence[str]) -> dict[str, list[int | None]]:
+    """
+    >>> _group_counts(["letters:30", "identity*20", "letters:30:50*2"])
+    {'letters': [30, 20], 'identity': [None]}
+    """
+    counts: dict[str, list[int | None]] = {}
+    for entry in map(parse_spec, specs):
+        counts.setdefault(entry.name, []).append(entry.count)
+    return counts
 
 
 def find_missing(mixture: Sequence[str], scored: Sequence[str] = (), *, folder: Path | None = None) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 
 from nanochat.conversation import Conversation, assistant, user
 from nanochat.data import finetune
-from nanochat.data.finetune import Counts, FinetuneLoader
+from nanochat.data.finetune import Counts, FinetuneLoader, iter_once
 from nanochat.errors import DataError, UsageError
 from nanochat.tasks.catalog import build_mixture
 from nanochat.tokenizer.chat import render
@@ -192,6 +192,30 @@ def test_other_conversations_resume_at_about_the_same_place_and_say_so() -> None
     with build(TALKS * 2, cursor=cursor) as loader:
         assert loader.changed and loader.epoch == cursor["epoch"]
         next(loader)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 1_000])
+def test_validation_is_one_pass_with_every_conversation_once_in_its_order(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(finetune, "POOL_CONVERSATIONS", 32)
+    monkeypatch.setattr(finetune, "PLANNED_CONVERSATIONS", 10)  # nothing is sampled
+    batches = list(iter_once(TALKS, TOKENIZER, rows, 64))  # pyright: ignore
+    said = [learnt(batch) for batch in batches]
+    whole = [f"<{index}>" + "x" * (index * 5 % 23) + "<|assistant_end|>" for index in range(90)]
+    assert sorted("".join(said).split("<|assistant_end|>")[:-1]) == sorted(
+        t.removesuffix("<|assistant_end|>") for t in whole
+    )
+    assert [len(batch.ids) for batch in batches[:-1]] == [rows] * (len(batches) - 1)
+    assert said[0].startswith(whole[0])
+    alone = list(iter_once(TALKS, TOKENIZER, 1, 64))
+    assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.cat([batch.ids for batch in alone]))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), torch.cat([batch.targets for batch in alone]))
+
+
+def test_validation_of_one_long_conversation_is_one_row() -> None:
+    (batch,) = iter_once([talk(1, 500)], TOKENIZER, 4, 40)
+    assert batch.ids.shape == (1, 40) and list(iter_once([], TOKENIZER, 4, 40)) == []
 
 
 def test_other_conversations_of_the_same_number_are_not_taken_for_the_same() -> None:

@@ -68,6 +68,12 @@ def test_ignored_and_special_targets_count_neither_bytes_nor_loss() -> None:
     assert score == pytest.approx(oracle(ids, targets, 1000), rel=1e-5)
 
 
+def test_ignored_places_are_not_said_to_be_validation_tokens() -> None:
+    ids, targets = make_rows()
+    targets = torch.where(torch.arange(targets.numel()).view(targets.shape) < 22, targets, -1)
+    assert measure_bits(BigramModel(), batched(ids, targets, 5), TOKEN_BYTES, 1000).num_tokens == 22
+
+
 def test_a_model_without_knowledge_needs_log2_vocabulary_bits_per_one_byte_token() -> None:
     model = BigramModel()
     model.table = torch.zeros(VOCAB, VOCAB)

@@ -92,6 +92,11 @@ def test_an_unknown_task_gets_a_suggestion() -> None:
         build_mixture([])
 
 
+def test_the_test_examples_of_a_mixture_are_each_there_once() -> None:
+    mixture = list(build_mixture(["identity*20", "arithmetic:10*2", "arithmetic:20:30"], "test"))
+    assert Counter(mixture) == Counter([*IdentityTask("test"), *ArithmeticTask("test", 20)])
+
+
 def test_a_file_of_conversations_is_a_task(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(LINE + "\n" + LINE)
