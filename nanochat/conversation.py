@@ -3,14 +3,25 @@
 Roles alternate, user first; a leading `system` message is merged into the first user message.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 PartKind = Literal["text", "python", "python_output"]
 PART_KINDS = ("text", "python", "python_output")
+ABOUT = ("id", "title", "created", "updated", "model", "sampling", "answers")
+"""What our exports say about a conversation, which training does not use."""
+MESSAGE_KEYS = ("role", "content", "weight", "train")
+ELSEWHERE = {
+    "tool_calls": 'a tool call is a part of the content: {"type": "python", "text": ...}',
+    "function_call": 'a tool call is a part of the content: {"type": "python", "text": ...}',
+    "tool_call_id": 'what a tool answers is a part of the assistant\'s content: {"type": "python_output", "text": ...}',
+    "tools": "the model has one tool, python, which needs no description",
+}
+"""Keys of other programs' files, and what says the same here."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +34,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
-    """role is "user" or "assistant"; a user message has text parts only."""
+    """role is "user" or "assistant"; a user message has text parts only. is_learnt: if the assistant says it."""
 
     role: Literal["user", "assistant"]
     parts: tuple[Part, ...]
+    is_learnt: bool = True
 
     @property
     def text(self) -> str:
@@ -73,30 +85,84 @@ def assistant(*parts: str | tuple[PartKind, str]) -> Message:
 def parse_conversation(value: object) -> Conversation:
     """Read `{"messages": [{"role": ..., "content": str or [{"type": ..., "text": ...}]}]}` or its bare list.
 
-    Raises ValueError, with the place in the message, where the shape is wrong.
+    Beside them `system` is read, and a message's `weight` (0 or 1) or `train` (true or false). Raises ValueError, with
+    the place in the message, if the shape is wrong or a key is not known.
     """
-    messages = value.get("messages") if isinstance(value, dict) else value
+    system: object = None
+    if isinstance(value, dict):
+        check_keys(value, ("messages", "system", *ABOUT))
+        value, system = value.get("messages"), value.get("system")
+    return parse_messages(value, system)
+
+
+def parse_messages(messages: object, system: object = None, name: str = "messages") -> Conversation:
+    """Read a list of messages. system: of the whole; None or "" if there is none. name: of the list, in errors.
+
+    Raises ValueError like parse_conversation.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError('expected {"messages": [...]} with at least one message')
-    system, parsed = "", []
+    if system is not None and not isinstance(system, str):
+        raise ValueError("system is not text")
+    parsed: list[Message] = []
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise ValueError(f'messages[{index}] needs "role" and "content"')
+        where = f"{name}[{index}]"
+        if not isinstance(message, dict):
+            raise ValueError(f'{where} needs "role" and "content"')
+        check_keys(message, MESSAGE_KEYS, where)
+        if "role" not in message or "content" not in message:
+            raise ValueError(f'{where} needs "role" and "content"')
         role = message["role"]
         if role == "system":
             if index != 0 or not isinstance(message["content"], str):
-                raise ValueError(f"messages[{index}]: a system message stands first and is text")
+                raise ValueError(f"{where}: a system message stands first and is text")
+            if system:
+                raise ValueError(f"{where} is a system message, and the conversation has a system of its own")
             system = message["content"]
+            _read_learnt(message, where, role)
             continue
+        if role in ("tool", "function"):
+            raise ValueError(f"{where}.role = {role!r}: {ELSEWHERE['tool_call_id']}")
         expected = "user" if len(parsed) % 2 == 0 else "assistant"
         if role != expected:
-            raise ValueError(f"messages[{index}].role = {role!r}, expected {expected!r}: roles alternate, user first")
-        parsed.append(Message(role, _parse_parts(message["content"], f"messages[{index}]", role)))
+            raise ValueError(f"{where}.role = {role!r}, expected {expected!r}: roles alternate, user first")
+        parts = _parse_parts(message["content"], where, role)
+        parsed.append(Message(role, parts, _read_learnt(message, where, role)))
     if not parsed:
         raise ValueError("a conversation needs a user message")
     if system:
         parsed[0] = user(f"{system}\n\n{parsed[0].text}")
     return Conversation(tuple(parsed))
+
+
+def check_keys(value: dict, known: Collection[str], where: str = "") -> None:
+    """Raise ValueError for the first key that is not known, unless it says nothing (null or an empty list).
+
+    >>> check_keys({"role": "user", "wieght": 0}, ("role", "weight"), "messages[0]")
+    Traceback (most recent call last):
+    ValueError: messages[0]: the key 'wieght' is not known: did you mean 'weight'?
+    """
+    for key, content in value.items():
+        if key in known or content is None or content == [] or content == {}:
+            continue
+        near = difflib.get_close_matches(key, known, n=1)
+        advice = ELSEWHERE.get(key) or (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+        raise ValueError(f"{where}{': ' if where else ''}the key {key!r} is not known: {advice}")
+
+
+def _read_learnt(message: dict, where: str, role: str) -> bool:
+    """Whether the message is to be learnt, from `weight` or `train`. Raises ValueError for what neither can say."""
+    weight, train = message.get("weight"), message.get("train")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise ValueError(f"{where}.weight = {json.dumps(weight)} is neither 0 nor 1")
+    if train is not None and not isinstance(train, bool):
+        raise ValueError(f"{where}.train = {json.dumps(train)} is neither true nor false")
+    wishes = {bool(wish) for wish in (weight, train) if wish is not None}
+    if len(wishes) > 1:
+        raise ValueError(f"{where}: weight and train contradict each other")
+    if role != "assistant" and True in wishes:
+        raise ValueError(f"{where}: only what the assistant says can be learnt")
+    return False not in wishes
 
 
 def _parse_parts(content: object, where: str, role: str) -> tuple[Part, ...]:
@@ -109,6 +175,7 @@ def _parse_parts(content: object, where: str, role: str) -> tuple[Part, ...]:
         place = f"{where}.content[{index}]"
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             raise ValueError(f'{place} needs "type" and "text"')
+        check_keys(part, ("type", "text"), place)
         if part.get("type") not in PART_KINDS:
             raise ValueError(f"{place}.type = {part.get('type')!r} is none of {', '.join(PART_KINDS)}")
         if role == "user" and part["type"] != "text":
@@ -124,7 +191,8 @@ def dump_conversation(conversation: Conversation) -> dict:
         content: object = [{"type": part.kind, "text": part.text} for part in message.parts]
         if len(message.parts) == 1 and message.parts[0].kind == "text":
             content = message.parts[0].text
-        messages.append({"role": message.role, "content": content})
+        learnt = {} if message.is_learnt or message.role == "user" else {"weight": 0}
+        messages.append({"role": message.role, "content": content, **learnt})
     return {"messages": messages}
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.chats.store import ChatInfo, StoredMessage
-from nanochat.conversation import Conversation, Message, Part, dump_conversation, parse_conversation
+from nanochat.conversation import Conversation, Message, Part, dump_conversation, parse_messages
+from nanochat.dialects import is_many, read_conversation, read_json
 from nanochat.errors import DataError, UsageError
 
 FORMATS = ("markdown", "json", "jsonl")
@@ -69,18 +70,22 @@ def parse_chats(text: str, name: str) -> list[ReadChat]:
     """Conversations from json or jsonl as `export_chat` writes it, or as training data is. Raises DataError."""
     text = text.removeprefix("\ufeff")
     try:
-        whole = json.loads(text)
-        rows: list[tuple[int, Any]] = [(1, row) for row in (whole if _is_many(whole) else [whole])]
+        whole = read_json(text)
+        rows: list[tuple[int, Any]] = [(1, row) for row in (whole if is_many(whole) else [whole])]
     except RecursionError:
         raise DataError(f"{name}: nested too deep", f"nanochat data check {name}") from None
-    except ValueError:
+    except json.JSONDecodeError:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    rows.append((number, json.loads(line)))
-                except (ValueError, RecursionError) as error:
+                    rows.append((number, read_json(line)))
+                except json.JSONDecodeError as error:
                     raise DataError(f"{name}:{number}: no JSON: {error}", f"nanochat data check {name}") from error
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{name}:{number}: {error}", f"nanochat data check {name}") from error
+    except ValueError as error:
+        raise DataError(f"{name}: {error}", f"nanochat data check {name}") from error
     found = []
     for number, row in rows:
         try:
@@ -94,12 +99,14 @@ def parse_chats(text: str, name: str) -> list[ReadChat]:
 
 def _read_chat(row: Any) -> ReadChat:
     """Raises ValueError."""
-    conversation, system = parse_conversation(row), ""
+    conversation, _ = read_conversation(row)
     if not isinstance(row, dict):
         row = {"messages": row}
-    if row["messages"][0]["role"] == "system":
-        system = row["messages"][0]["content"]
-        conversation = parse_conversation(row["messages"][1:])
+    system, messages = row.get("system") or "", row.get("messages")
+    if system:
+        conversation, _ = read_conversation({**row, "system": ""})
+    elif messages and messages[0]["role"] == "system":
+        system, conversation = messages[0]["content"], parse_messages(messages[1:])
     title, answers = row.get("title"), row.get("answers")
     known = tuple(_read_answer(answer) for answer in answers) if isinstance(answers, list) else ()
     return ReadChat(conversation, title if isinstance(title, str) else "", system, known)
@@ -114,11 +121,6 @@ def _read_answer(value: Any) -> dict[str, Any]:
         "model": model if isinstance(model, str) else "",
         "sampling": sampling if isinstance(sampling, dict) else {},
     }
-
-
-def _is_many(value: Any) -> bool:
-    """A list of conversations, not of messages."""
-    return isinstance(value, list) and bool(value) and not (isinstance(value[0], dict) and "role" in value[0])
 
 
 def _with_system(system: str, messages: Sequence[Message]) -> dict[str, Any]:

@@ -24,11 +24,16 @@ app = new_group("Check conversations of your own.")
 @command(app, "check", "nanochat data check mine.jsonl --run demo")
 def check(
     invocation: Invocation,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, one conversation a line.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSONL, one conversation a line, or a JSON array; also of ShareGPT or Alpaca."
+        ),
+    ],
     run: RunName = None,
     preset: Preset = None,
 ) -> int:
-    """Say what is wrong with each line, how long conversations are, and show what the model learns to say."""
+    """Say what is wrong with each conversation, how long conversations are, and show what the model learns to say."""
     from nanochat.tasks.check import check_file
 
     file = file.expanduser()
@@ -42,9 +47,9 @@ def check(
     else:
         show(invocation, file, result, unit, context, overlong)
     if result.errors:
+        num_all = len(result.errors) + len(result.measured)
         raise DataError(
-            f"{file}: {len(result.errors)} of {len(result.errors) + len(result.measured)} lines are not conversations",
-            result.errors[0].hint,
+            f"{file}: {len(result.errors)} of {num_all} {result.unit}s cannot be read", result.errors[0].hint
         )
     where = f"--run {run}" if run is not None else f"--preset {preset or 'd20'}"
     invocation.console.suggest(f"nanochat run {where} --set sft.mixture=custom:{file}")
@@ -82,7 +87,12 @@ def show(
     console = invocation.console
     for error in result.errors:
         console.show(visible(error.message))
-    rows = [("file", str(file)), ("conversations", f"{len(result.measured):,}"), ("errors", f"{len(result.errors):,}")]
+    rows = [
+        ("file", str(file)),
+        ("read as", result.format),
+        ("conversations", f"{len(result.measured):,}"),
+        ("errors", f"{len(result.errors):,}"),
+    ]
     if result.measured:
         longest = result.longest()
         rows += [
@@ -90,26 +100,34 @@ def show(
             (
                 "lengths",
                 f"half up to {result.length(0.5):,}, nine tenths up to {result.length(0.9):,}, "
-                f"the longest {longest.num_tokens:,} (line {longest.line})",
+                f"the longest {longest.num_tokens:,} ({result.unit} {longest.number})",
             ),
             ("trained", f"{result.trained_share:.1%} of the {unit}"),
+            ("masked", describe_masked(result.num_masked, result.num_answers)),
+            ("validation", result.validation),
         ]
         if unit == "tokens":
-            rows.append(("too long", describe_too_long(result.too_long, context, overlong)))
+            rows.append(("too long", describe_too_long(result.too_long, context, overlong, result.unit)))
     console.show(format_table(rows))
     colored = invocation.color and sys.stdout.isatty()
     marks = (GREEN, RESET) if colored else ("[", "]")
-    for line, pieces in result.samples:
-        console.show(f"\nline {line}, what is learnt {'in green' if colored else 'in brackets'}:")
+    for number, pieces in result.samples:
+        console.show(f"\n{result.unit} {number}, what is learnt {'in green' if colored else 'in brackets'}:")
         console.show(mark_pieces([(visible(text), learnt) for text, learnt in pieces], *marks))
 
 
-def describe_too_long(lines: tuple[int, ...], context: int | None, overlong: str) -> str:
+def describe_masked(num_masked: int, num_answers: int) -> str:
+    if not num_masked:
+        return f"none of {num_answers:,} answers"
+    return f"{num_masked:,} of {num_answers:,} answers are not learnt (weight 0 or train false)"
+
+
+def describe_too_long(numbers: tuple[int, ...], context: int | None, overlong: str, unit: str = "line") -> str:
     """`2 for a context of 256 (overlong = truncate): lines 3, 9`"""
-    if not lines:
+    if not numbers:
         return f"none for a context of {context:,}"
-    shown = ", ".join(map(str, lines[:SHOWN_LINES])) + (", ..." if len(lines) > SHOWN_LINES else "")
-    return f"{len(lines):,} for a context of {context:,} (overlong = {overlong}): lines {shown}"
+    shown = ", ".join(map(str, numbers[:SHOWN_LINES])) + (", ..." if len(numbers) > SHOWN_LINES else "")
+    return f"{len(numbers):,} for a context of {context:,} (overlong = {overlong}): {unit}s {shown}"
 
 
 def to_json(file: Path, result: "FileCheck", unit: str, context: int | None) -> dict[str, Any]:
@@ -124,6 +142,11 @@ def to_json(file: Path, result: "FileCheck", unit: str, context: int | None) -> 
         "total": result.num_tokens,
         "lengths": lengths,
         "trained_share": result.trained_share,
+        "format": result.format,
+        "answers": result.num_answers,
+        "masked_answers": result.num_masked,
+        "held_out": result.num_held_out,
+        "numbers_count": result.unit + "s",
         "context": context,
         "too_long_lines": list(result.too_long),
     }

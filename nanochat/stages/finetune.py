@@ -1,12 +1,12 @@
 """What mid and sft share: packed conversations with masked targets, from the model of the stage before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import nanochat
 from nanochat.data.batch import Batch
-from nanochat.data.finetune import PREFETCHED_BATCHES, EpochSize, FinetuneLoader, iter_once
+from nanochat.data.finetune import PREFETCHED_BATCHES, Conversations, EpochSize, FinetuneLoader, iter_once
 from nanochat.data.prefetch import Prefetcher
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.replay import ReplayLoader, split_cursor
@@ -22,7 +22,7 @@ from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
-from nanochat.tasks.catalog import build_mixture
+from nanochat.tasks.catalog import build_mixture, list_untested
 from nanochat.tokenizer.bpe import Tokenizer
 
 OVERLONG_SAID = {"drop": "dropped", "truncate": "truncated", "error": "an error"}
@@ -41,6 +41,9 @@ def run_finetune(
     check_tokenizer(checkpoint.meta, tokenizer, str(source))
     config = read_config(checkpoint.meta, str(source))
     conversations = build_mixture(settings.mixture, "train", job.settings.runtime.seed, folder=job.workspace.tasks)
+    examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed, folder=job.workspace.tasks)
+    for note in (*conversations.notes(), *describe_untested(settings.mixture, job)):
+        display.say(note)
     data_hash = conversations.content_hash()
     job = fit_batch(job, stage, config, display)
     plan = sketch_finetune(job.settings, stage, world.world_size, config)
@@ -105,7 +108,7 @@ def run_finetune(
         plan=asdict(plan) | {"mixture": asdict(epoch), "nanochat_version": nanochat.__version__},
         start=lambda: checkpoint.model,
         open_loader=open_training,
-        validation=lambda: iter_validation(job, settings, tokenizer, rows, config.context),
+        validation=lambda: iter_validation(examples, tokenizer, rows, config.context),
         eval_tokens=settings.eval_tokens,
         sample=lambda model: sample_answers(model, tokenizer),
         describe_data=describe_data,
@@ -158,11 +161,15 @@ def find_source(job: Job, before: str) -> ModelPath:
     return ModelPath(paths.checkpoint(step), job.run, before, step)
 
 
-def iter_validation(
-    job: Job, settings: FinetuneSettings, tokenizer: Tokenizer, rows: int, context: int
-) -> Iterator[Batch]:
-    """One pass over the test examples of the mixture, each once: the same on every rank and for any batch."""
-    examples = build_mixture(settings.mixture, "test", job.settings.runtime.seed, folder=job.workspace.tasks)
+def describe_untested(mixture: Sequence[str], job: Job) -> Iterator[str]:
+    """The sentence about tasks that have no test examples of their own; nothing if all have."""
+    names = list_untested(mixture, folder=job.workspace.tasks)
+    if names:
+        yield f"validation of {', '.join(names)} measures what is trained on: there are no test examples of their own"
+
+
+def iter_validation(examples: Conversations, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:
+    """One pass over the test examples of a mixture, each once: the same on every rank and for any batch."""
     ahead = Prefetcher(iter_once(examples, tokenizer, rows, context), PREFETCHED_BATCHES)
     try:
         yield from ahead

@@ -73,7 +73,7 @@ def build_task(
     Raises UsageError for a name that does not exist; MissingError and DataError for a file that cannot be read.
     """
     if name.startswith(CUSTOM):
-        task = CustomJSONTask(Path(name.removeprefix(CUSTOM)).expanduser())
+        task = CustomJSONTask(Path(name.removeprefix(CUSTOM)).expanduser(), split)
     elif name in SIZED:
         return SIZED[name](split, size)
     elif name in TASKS:
@@ -135,6 +135,21 @@ def build_mixture(
         for spec in specs:
             tasks += [build_entry(spec, split, folder=folder)] * parse_spec(spec).times
     return TaskMixture(tasks, seed)
+
+
+def list_untested(specs: Sequence[str], *, folder: Path | None = None) -> list[str]:
+    """Tasks of a mixture whose test examples are their training examples, so that validation measures those.
+
+    Tasks that are made or downloaded with tests of their own are not looked at. folder: as of build_task.
+    """
+    names = dict.fromkeys(parse_spec(spec).name for spec in specs)
+    return [
+        name
+        for name in names
+        if name not in SIZED
+        and name not in HUB
+        and len({build_task(name, split, folder=folder).content_hash() for split in SPLITS}) == 1
+    ]
 
 
 def _group_counts(specs: Sequence[str]) -> dict[str, list[int | None]]:

@@ -44,6 +44,10 @@ class Task(ABC):
         """The choices of a categorical example."""
         return ("A", "B", "C", "D")
 
+    def notes(self) -> tuple[str, ...]:
+        """What is said before anything is learnt from it, a sentence each: how it was read, what was held out."""
+        return ()
+
     def source_hash(self) -> str | None:
         """SHA-256 of the files that the examples come from, if hashing those is cheaper than hashing each example."""
         return None
@@ -94,6 +98,9 @@ class TaskSlice(Task):
     def letters(self, index: int) -> Sequence[str]:
         return self.task.letters(self._indices[index])
 
+    def notes(self) -> tuple[str, ...]:
+        return self.task.notes()
+
     def source_hash(self) -> str | None:
         source = self.task.source_hash()
         return source and _hash_lines(source, str(self._indices))
@@ -118,6 +125,9 @@ class TaskSequence(Task):
     def evaluate(self, conversation: Conversation, completion: str) -> bool | None:
         """None: a conversation does not say which task it came from; grade with that task."""
         return None
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for task in self.tasks for note in task.notes()))
 
     def content_hash(self) -> str:
         hashes = {task: task.content_hash() for task in dict.fromkeys(self.tasks)}  # a repeated task is hashed once

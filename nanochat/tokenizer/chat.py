@@ -21,17 +21,18 @@ def count_at_least(tokenizer: Encoder, num_chars: int) -> int:
 
 
 DELIMITERS = {
-    "python": ("<|python_start|>", "<|python_end|>", 1),
-    "python_output": ("<|output_start|>", "<|output_end|>", 0),
+    "python": ("<|python_start|>", "<|python_end|>", True),
+    "python_output": ("<|output_start|>", "<|output_end|>", False),
 }
-"""Part kind to its opening token, its closing token and the mask of both and of what stands between."""
+"""Part kind to its opening token, its closing token and whether the assistant produces them and what is between."""
 
 
 def render(tokenizer: Encoder, conversation: Conversation) -> tuple[list[int], list[int]]:
     """Ids of a conversation and their mask, of equal length.
 
     The mask is 1 on what the assistant must produce (its text, its tool calls with their delimiters and
-    `<|assistant_end|>`) and 0 on the user, on `<|assistant_start|>` and on tool output.
+    `<|assistant_end|>`) and 0 on the user, on `<|assistant_start|>`, on tool output and on whole messages that are not
+    `is_learnt`.
     """
     ids, mask = [tokenizer.special_ids["<|bos|>"]], [0]
     for message in conversation.messages:
@@ -46,18 +47,18 @@ def render_message(tokenizer: Encoder, message: Message) -> tuple[list[int], lis
     special = tokenizer.special_ids
     ids, mask = [special[f"<|{message.role}_start|>"]], [0]
 
-    def append(pieces: list[int], value: int) -> None:
+    def append(pieces: list[int], produced: bool = True) -> None:
         ids.extend(pieces)
-        mask.extend([value] * len(pieces))
+        mask.extend([int(is_learnt and produced)] * len(pieces))
 
-    learned = int(message.role == "assistant")
+    is_learnt = message.role == "assistant" and message.is_learnt
     for part in message.parts:
         if part.kind == "text":
-            append(tokenizer.encode(part.text), learned)
+            append(tokenizer.encode(part.text))
         else:
-            start, end, value = DELIMITERS[part.kind]
-            append([special[start], *tokenizer.encode(part.text), special[end]], value)
-    append([special[f"<|{message.role}_end|>"]], learned)
+            start, end, produced = DELIMITERS[part.kind]
+            append([special[start], *tokenizer.encode(part.text), special[end]], produced)
+    append([special[f"<|{message.role}_end|>"]])
     return ids, mask
 
 

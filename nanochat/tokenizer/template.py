@@ -2,7 +2,8 @@
 
 A template yields text, in which a typed `<|assistant_end|>` would become the special token. What it cannot render as we
 do it refuses: such texts, roles that do not alternate, two text parts in a row. The parts of a user's message are
-joined, as the server does. `{% generation %}` marks what our loss mask covers. Knows Jinja's syntax, not the library.
+joined, as the server does. `{% generation %}` marks what our loss mask covers: nothing of a message with `weight` 0 or
+`train` false. Knows Jinja's syntax, not the library.
 """
 
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS
@@ -39,22 +40,37 @@ _TEMPLATE = r"""
       {%- endfor -%}
       {{- "<|user_start|>" ~ plain(state.text) ~ "<|user_end|>" -}}
     {%- else -%}
+      {%- set learnt = message.weight != 0 and message.train is not false -%}
       {{- "<|assistant_start|>" -}}
       {%- for part in parts -%}
         {%- if part.type == "text" -%}
           {%- if not loop.first and loop.previtem.type == "text" -%}
             {{ raise_exception("two text parts in a row: join them") }}
           {%- endif -%}
-          {%- generation -%}{{- plain(part.text) -}}{%- endgeneration -%}
+          {%- set state.text = plain(part.text) -%}
+          {%- if learnt -%}
+            {%- generation -%}{{- state.text -}}{%- endgeneration -%}
+          {%- else -%}
+            {{- state.text -}}
+          {%- endif -%}
         {%- elif part.type == "python" -%}
-          {%- generation -%}{{- "<|python_start|>" ~ plain(part.text) ~ "<|python_end|>" -}}{%- endgeneration -%}
+          {%- set state.text = "<|python_start|>" ~ plain(part.text) ~ "<|python_end|>" -%}
+          {%- if learnt -%}
+            {%- generation -%}{{- state.text -}}{%- endgeneration -%}
+          {%- else -%}
+            {{- state.text -}}
+          {%- endif -%}
         {%- elif part.type == "python_output" -%}
           {{- "<|output_start|>" ~ plain(part.text) ~ "<|output_end|>" -}}
         {%- else -%}
           {{ raise_exception("parts are text, python or python_output") }}
         {%- endif -%}
       {%- endfor -%}
-      {%- generation -%}{{- "<|assistant_end|>" -}}{%- endgeneration -%}
+      {%- if learnt -%}
+        {%- generation -%}{{- "<|assistant_end|>" -}}{%- endgeneration -%}
+      {%- else -%}
+        {{- "<|assistant_end|>" -}}
+      {%- endif -%}
     {%- endif -%}
   {%- endif -%}
 {%- endfor -%}

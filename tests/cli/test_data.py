@@ -28,7 +28,7 @@ def test_all_errors_are_named_with_their_lines(nanochat: Call) -> None:
     for line in (2, 4, 5):
         assert f"mine.jsonl:{line}" in outcome.out
     assert "mine.jsonl:1" not in outcome.out and "mine.jsonl:3" not in outcome.out
-    assert "3 of 5 lines are not conversations" in outcome.err and "sed -n 2p mine.jsonl" in outcome.err
+    assert "3 of 5 lines cannot be read" in outcome.err and "sed -n 2p mine.jsonl" in outcome.err
 
 
 def test_samples_show_the_mask_in_brackets_without_colour(nanochat: Call) -> None:
@@ -38,6 +38,19 @@ def test_samples_show_the_mask_in_brackets_without_colour(nanochat: Call) -> Non
     assert "<|user_start|>Hi<|user_end|><|assistant_start|>[Hello<|assistant_end|>]" in outcome.out
     call = "[<|python_start|>6*7<|python_end|>]<|output_start|>42<|output_end|>[It is 42.<|assistant_end|>]"
     assert call in outcome.out
+
+
+def test_layout_shape_and_masked_answers_are_shown(nanochat: Call) -> None:
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No", "weight": 0}]
+    talk += [{"from": "human", "value": "Bye"}, {"from": "gpt", "value": "Yes"}]
+    Path("mine.json").write_text(json.dumps([{"id": "1", "conversations": talk}] * 2, indent=1))
+    outcome = nanochat("data", "check", "mine.json")
+    assert outcome.code == 0 and "JSON in the shape of ShareGPT (conversations, from, value)" in outcome.out
+    assert "2 of 4 answers are not learnt (weight 0 or train false)" in outcome.out
+    assert "too few to hold some out" in outcome.out and "conversation 2, what is learnt" in outcome.out
+    assert "<|assistant_start|>No<|assistant_end|>" in outcome.out and "[Yes<|assistant_end|>]" in outcome.out
+    facts = json.loads(nanochat("data", "check", "mine.json", "--json").out)
+    assert (facts["answers"], facts["masked_answers"], facts["held_out"]) == (4, 2, 0)
 
 
 def test_lengths_are_those_of_the_runs_tokenizer_and_context(nanochat: Call, home: Path) -> None:

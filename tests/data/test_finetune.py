@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 import torch
 
-from nanochat.conversation import Conversation, assistant, user
+from nanochat.conversation import Conversation, Message, Part, assistant, user
 from nanochat.data import finetune
 from nanochat.data.finetune import Counts, FinetuneLoader, iter_once
 from nanochat.errors import DataError, UsageError
@@ -39,6 +39,16 @@ def test_exactly_what_the_assistant_says_is_learnt() -> None:
     once = "a<|python_start|>1+1<|python_end|>b<|assistant_end|>"
     assert learnt(batch) == once * 2
     assert TOKENIZER.decode(batch.ids[0].tolist()).startswith("<|bos|><|user_start|>hi<|user_end|><|assistant_start|>a")
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_read_and_not_learnt() -> None:
+    first = Message(
+        "assistant", (Part("text", "no"), Part("python", "1+1"), Part("python_output", "2")), is_learnt=False
+    )
+    conversation = Conversation((user("hi"), first, user("and?"), assistant("yes")))
+    (batch,) = iter_once([conversation], TOKENIZER, 1, 96)
+    assert learnt(batch) == "yes<|assistant_end|>"
+    assert "no<|python_start|>1+1<|python_end|>" in TOKENIZER.decode(batch.ids[0].tolist())
 
 
 def test_targets_are_the_next_tokens_and_padding_is_bos() -> None:

@@ -45,6 +45,14 @@ CONVERSATIONS = (
         {"role": "user", "content": "\u4f60\u597d \U0001f44b\U0001f3fd 12345"},
     ],
     [{"role": "system", "content": ""}, {"role": "user", "content": "\n"}, {"role": "assistant", "content": " a"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [{"type": "text", "text": "b"}, {"type": "python", "text": "1"}], "weight": 0},
+        {"role": "user", "content": "c", "train": False},
+        {"role": "assistant", "content": "d", "train": False},
+        {"role": "user", "content": "e"},
+        {"role": "assistant", "content": "f", "weight": 1, "train": True},
+    ],
 )
 
 

@@ -26,6 +26,7 @@ from nanochat.stages.finetune import iter_validation
 from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, read_fit
 from nanochat.stages.job import Job, read_settings
 from nanochat.stages.memory import plan_step
+from nanochat.tasks.catalog import build_mixture
 from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.metrics import MetricsFile
 
@@ -255,7 +256,8 @@ def test_losses_do_not_depend_on_the_rows(trained_home: Path, start_run: Start) 
 def test_validation_of_conversations_does_not_depend_on_the_rows(start_run: Start) -> None:
     job = open_job(start_run())
     tokenizer = load_tokenizer(job.run.tokenizer, "rustbpe")
-    passes = [list(iter_validation(job, job.settings.sft, tokenizer, rows, 64)) for rows in (1, 3, 64)]
+    examples = build_mixture(job.settings.sft.mixture, "test")
+    passes = [list(iter_validation(examples, tokenizer, rows, 64)) for rows in (1, 3, 64)]
     ids, targets = ([torch.cat([batch[i] for batch in batches]) for batches in passes] for i in (0, 1))
     assert len(ids[0]) > 3 and len(ids[0]) % 3  # the last batch is short
     assert all(torch.equal(ids[0], other) for other in ids[1:])

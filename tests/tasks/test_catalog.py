@@ -6,7 +6,7 @@ import pytest
 
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.tasks.arithmetic import ArithmeticTask
-from nanochat.tasks.catalog import build_entry, build_mixture, build_task
+from nanochat.tasks.catalog import build_entry, build_mixture, build_task, list_untested
 from nanochat.tasks.entry import parse_spec
 from nanochat.tasks.identity import IdentityTask
 from nanochat.tasks.letters import LettersTask
@@ -112,11 +112,17 @@ def test_a_file_of_conversations_is_a_task(tmp_path: Path) -> None:
         (LINE.encode() + b"{\n", r":2 is not JSON"),
         (b"\xff\n", r":1 is not UTF-8"),
         (b'{"text": "x"}\n', r':1: expected \{"messages"'),
-        (b'[{"role": "user", "content": "x"}]\n', r":1 ends with the user"),
+        (b'[{"role": "user", "content": "x"}]\n', r":1: it ends with the user"),
         (b'[{"role": "assistant", "content": "x"}]\n', r"roles alternate"),
         (LINE.encode() + LINE.replace('"b"', '" "').encode(), r":2: answer 1 is empty"),
         (LINE.replace('"b"', '[{"type": "python_output", "text": "2"}]').encode(), r":1: answer 1 is empty"),
         (b"\n", r"has no conversations"),
+        (b"[]", r"at least one message"),
+        (LINE.replace('"b"', '"b", "weight": 0').encode(), r":1: no answer is learnt"),
+        (LINE.replace('"b"', '"b", "wieght": 0').encode(), r":1: messages\[1\]: the key 'wieght' is not known"),
+        (LINE.replace('"b"', '"b", "content": "c"').encode(), r":1: the key 'content' stands twice"),
+        (f"[{LINE},\n{LINE}, 7]".encode(), r":4, conversation 3: expected"),
+        (f"[{LINE},\n{LINE}\n{LINE}]".encode(), r":5 is not JSON: Expecting ',' or ']'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, data: bytes, said: str) -> None:
@@ -124,6 +130,38 @@ def test_a_bad_line_is_named(tmp_path: Path, data: bytes, said: str) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=said):
         build_task(f"custom:{path}")
+
+
+@pytest.mark.parametrize(
+    ("data", "layout"),
+    [
+        ("[\n" + LINE + "," + LINE + "]", "JSON"),
+        (f"[{LINE.strip()}, {LINE.strip()}]", "JSON"),
+        (json.dumps([json.loads(LINE)] * 2, indent=1), "JSON"),
+        (json.dumps(json.loads(LINE), indent=1) * 2, "JSON"),
+        (LINE + "\n" + LINE, "JSONL"),
+        (json.dumps(json.loads(LINE)["messages"]) + "\n" + LINE, "JSONL"),
+    ],
+)
+def test_arrays_and_values_of_many_lines_are_read_and_what_was_read_is_said(
+    tmp_path: Path, data: str, layout: str
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(data)
+    mixture = build_mixture([f"custom:{path}", f"custom:{path}*2"])
+    assert len(mixture) == 6 and mixture[0].messages[1].text == "b"
+    assert mixture.notes()[0] == f"mine.json: 2 conversations, {layout} in the shape of messages"
+
+
+def test_masked_answers_and_other_shapes_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    talk = json.loads(LINE)["messages"]
+    masked = json.dumps(talk + [talk[0], talk[1] | {"weight": 0}])
+    other = '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'
+    path.write_text(f"{LINE}{other}\n{masked}\n")
+    note = build_task(f"custom:{path}").notes()[0]
+    assert "in the shape of messages and ShareGPT" in note
+    assert note.endswith("1 of 4 answers are not learnt (weight 0 or train false)")
 
 
 def test_the_hash_of_a_mixture_is_that_of_what_it_teaches(tmp_path: Path) -> None:
@@ -141,6 +179,29 @@ def test_the_hash_of_a_mixture_is_that_of_what_it_teaches(tmp_path: Path) -> Non
     assert whole not in [*others, hash_mixture(*specs, seed=43)]
     path.write_text("".join([*lines[:-1], lines[0]]))  # as many lines
     assert whole != hash_mixture(*specs) and part == hash_mixture(f"custom:{path}:5")
+
+
+def test_a_part_of_a_large_file_is_held_out_by_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    lines = [LINE.replace('"b"', f'"answer {number}"') for number in range(400)]
+
+    def split(lines: list[str]) -> tuple[set[str], set[str]]:
+        path.write_text("".join(lines))
+        tasks = [build_task(f"custom:{path}", split) for split in ("train", "test")]
+        train, test = ([task[index].messages[1].text for index in range(len(task))] for task in tasks)
+        assert len(train) + len(test) == len(lines) and not set(train) & set(test)
+        assert f"{len(test)} of them" in tasks[0].notes()[1]
+        return set(train), set(test)
+
+    train, test = split(lines)
+    assert len(test) == 20 and list_untested([f"custom:{path}"]) == []
+    assert split(lines[::-1]) == (train, test)  # an order is no matter
+    assert split(lines + lines)[1] == test  # copies stay together
+    assert len(split(lines[:100])[1]) == 8 and split(lines[:-1])[0] - train <= test  # an edit moves no other one
+    path.write_text("".join(lines[:79]))
+    assert list(build_task(f"custom:{path}")) == list(build_task(f"custom:{path}", "test"))
+    assert "too few to hold some out" in build_task(f"custom:{path}").notes()[1]
+    assert list_untested([f"custom:{path}", "letters:5", "identity*3"]) == [f"custom:{path}", "identity"]
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
