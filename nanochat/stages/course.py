@@ -54,7 +54,8 @@ class Source(Protocol):
     def cursor(self) -> dict: ...
     def close(self) -> None: ...
 
-    changed: str
+    @property
+    def changed(self) -> str: ...
 
 
 class Loader(Source, Protocol):

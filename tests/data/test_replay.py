@@ -87,3 +87,14 @@ def test_resume_continues_bit_for_bit_with_another_number_of_ranks(dataset: Path
 def test_a_cursor_of_another_kind_is_refused() -> None:
     with pytest.raises(DataError, match="cannot be read"):
         split_cursor({"version": 2, "row": 3})
+
+
+def test_other_text_or_conversations_are_named(dataset: Path, tmp_path: Path) -> None:
+    with closing(build(dataset)) as loader:
+        next(loader)
+        cursor = json.loads(json.dumps(loader.cursor()))
+    with closing(build(dataset, cursor)) as loader:
+        assert loader.changed == ""
+    cursor["text"]["data_hash"] = cursor["conversations"]["data_hash"] = "another"
+    with closing(build(dataset, cursor)) as loader:
+        assert loader.changed == "the conversations are others; the training text is another one"
