@@ -67,11 +67,6 @@ class ReplayLoader:
         return Batch(torch.cat([batch.ids for batch in mine]), torch.cat([batch.targets for batch in mine]))
 
     @property
-    def changed(self) -> str:
-        """What is not as it was for the cursor; "" if all is."""
-        return "; ".join(filter(None, (self._conversations.changed, self._text.changed)))
-
-    @property
     def counts(self) -> Counts:
         """Conversations read, dropped and truncated for the batches yielded so far, over all epochs."""
         return self._conversations.counts
