@@ -16,7 +16,8 @@ from pathlib import Path
 
 from nanochat.data.shards import Manifest, replace_manifest, write_shard_files
 from nanochat.paths import Workspace
-from nanochat.report.environment import cpu_name, usable_cores
+from nanochat.processes import usable_cores
+from nanochat.report.environment import cpu_name
 from nanochat.settings import Settings
 from nanochat.stages.__main__ import main as run_stage
 from nanochat.tasks.demo import generate_documents

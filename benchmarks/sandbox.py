@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanochat.report.environment import cpu_name, usable_cores
+from nanochat.processes import usable_cores
+from nanochat.report.environment import cpu_name
 from nanochat.tasks.catalog import build_task
 from nanochat.tasks.humaneval import HumanEvalTask
 from nanochat.tools.sandbox.grading import grade_programs

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import httpx
 
-from nanochat.report.environment import cpu_name, usable_cores
+from nanochat.processes import usable_cores
+from nanochat.report.environment import cpu_name
 
 WORDS = ["strawberry", "elephant", "banana", "committee", "bookkeeper", "mississippi", "window", "letter"]
 ALONE_SECONDS = 10.0

@@ -17,6 +17,11 @@ IMPATIENT_SECONDS = 5.0
 START = str(Path(__file__).with_name("start.py").absolute())
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and a container's cpuset make them fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def module_command(module: str, *arguments: str) -> list[str]:
     """The command line that runs a module of this environment, whatever lies where it is typed (start.py).
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import NanochatError, UsageError
+from nanochat.processes import usable_cores
 from nanochat.ranks import Rank
 
 T = TypeVar("T")
@@ -210,6 +211,7 @@ def prepared_process(cache: Path, deterministic: bool, rank: Rank) -> Iterator[N
     torch.set_float32_matmul_precision("high")
     use_all_cores(rank)
     prepare_compile(cache)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))  # of the tokenizers library
     if deterministic:
         prepare_determinism()
     try:
@@ -333,8 +335,7 @@ def use_all_cores(rank: Rank = ALONE) -> int:
     if chosen.isdecimal() and int(chosen) and not rank.is_managed:
         torch.set_num_threads(int(chosen))
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // rank.local_world_size))
+        torch.set_num_threads(max(1, usable_cores() // rank.local_world_size))
     return torch.get_num_threads()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from nanochat.disk import describe_unsynced
 from nanochat.doctor.finding import Finding, format_gigabytes
 from nanochat.errors import UsageError
-from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version, usable_cores
+from nanochat.processes import usable_cores
+from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version
 from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
 
 OLDEST_PYTHON = (3, 10)

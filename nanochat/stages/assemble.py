@@ -41,6 +41,7 @@ def open_tokenizer(job: Job) -> Tokenizer:
         raise DataError(
             f"{folder} is not the tokenizer that rank 0 reads there", "--home DIR  # one that all machines share"
         )
+    tokenizer.num_threads = torch.get_num_threads()  # this process's share of the cores
     return tokenizer
 
 

@@ -4,6 +4,7 @@ The questions follow from the seed and the step alone, and so do the random numb
 answers the same, bit for bit.
 """
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -34,11 +35,10 @@ class Questions:
 
     def of_step(self, step: int, count: int) -> list[int]:
         """The questions of a step, which counts from 0; the epochs follow each other without a gap."""
-        chosen = []
-        for place in range(step * count, (step + 1) * count):
-            epoch, offset = divmod(place, len(self.numbers))
-            chosen.append(self.order(epoch)[offset])
-        return chosen
+        first, offset = divmod(step * count, len(self.numbers))
+        num_epochs = math.ceil((offset + count) / len(self.numbers))
+        numbers = [number for epoch in range(first, first + num_epochs) for number in self.order(epoch)]
+        return numbers[offset : offset + count]
 
     def order(self, epoch: int) -> list[int]:
         shuffled = list(self.numbers)

@@ -9,7 +9,6 @@ Sources: Sennrich et al. 2016 (BPE), Radford et al. 2019 (bytes).
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from nanochat import _rustbpe
 from nanochat.disk import sync_file, sync_folder
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.processes import usable_cores
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -67,6 +67,8 @@ class Tokenizer:
         self.bos_id = self.special_ids["<|bos|>"]
         self.vocab_size = len(self.vocabulary) + len(SPECIAL_TOKENS)
         self.hash = hashlib.sha256(json.dumps([self.pattern, self.merges]).encode()).hexdigest()
+        self.num_threads = usable_cores()
+        """Threads of `encode_batch`; a process that shares the cores with other ranks sets its share."""
         self._codec = _build_codec(self)
 
     @property
@@ -76,11 +78,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text as plain text: a typed special token becomes ordinary tokens."""
-        return self._codec.encode_batch([text])[0]
+        return self._codec.encode_batch([text], 1)[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on several threads where the library can."""
-        return self._codec.encode_batch(list(texts))
+        return self._codec.encode_batch(list(texts), self.num_threads)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Bytes of ordinary tokens; special ones are written out, an id beyond the vocabulary raises IndexError."""
@@ -224,22 +226,22 @@ class _TiktokenCodec:
             special_tokens={},
         )
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
         clean = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]  # lone surrogates
         if len(clean) == 1:
             return [self._encoding.encode_ordinary(clean[0])]
-        return self._encoding.encode_ordinary_batch(clean, num_threads=os.cpu_count() or 1)
+        return self._encoding.encode_ordinary_batch(clean, num_threads=num_threads)
 
 
 class _HuggingFaceCodec:
-    """tokenizers with our merges."""
+    """tokenizers with our merges. Its threads are those of RAYON_NUM_THREADS, for the whole process."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         from nanochat.tokenizer.export import build_huggingface
 
         self._tokenizer = build_huggingface(tokenizer.merges, tokenizer.pattern, special_ids={})
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
         clean = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False)]
 

@@ -19,8 +19,9 @@ from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.processes import module_command
 from nanochat.report.collect import collect_report
+from nanochat.stages import __main__ as stages_main
 from nanochat.stages.__main__ import main
-from nanochat.stages.assemble import build_session, load_model
+from nanochat.stages.assemble import build_session, load_model, open_tokenizer
 from nanochat.stages.lock import find_holder
 from nanochat.training.metrics import MetricsFile
 from tests.conftest import NUM_THREADS
@@ -77,6 +78,20 @@ def test_several_models_are_measured_in_one_call(trained_home: Path) -> None:
     assert [json.loads(path.read_text())["stage"] for path in found] == ["base", "mid"]
     for path in found:
         path.unlink()
+
+
+def test_the_tokenizer_of_a_worker_takes_its_share_of_the_cores(
+    start_run: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def look(job, display) -> None:
+        seen.append((open_tokenizer(job).num_threads, os.environ["RAYON_NUM_THREADS"]))
+
+    monkeypatch.setitem(stages_main.RUN_STAGE, "base", look)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["base", str(start_run())]) == 0
+    assert seen == [(1, "1")]
 
 
 def test_mid_that_replays_text_names_it(trained_home: Path) -> None:

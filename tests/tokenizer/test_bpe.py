@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.processes import usable_cores
 from nanochat.settings import GPT4_STYLE_PATTERN
 from nanochat.tasks.demo import generate_documents
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
@@ -49,6 +50,22 @@ def test_a_batch_is_encoded_like_its_texts() -> None:
         assert tokenizer.encode_batch(TEXTS[:20]) == [tokenizer.encode(text) for text in TEXTS[:20]]
         assert tokenizer.encode_batch([]) == []
         assert tokenizer.encode("") == []
+
+
+def test_a_process_that_shares_its_cores_encodes_on_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer([(97, 98)], GPT4_STYLE_PATTERN)
+    assert tokenizer.num_threads == usable_cores()
+    used: list[int] = []
+
+    class Encoding:
+        def encode_ordinary_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+            used.append(num_threads)
+            return [[] for _ in texts]
+
+    monkeypatch.setattr(tokenizer._codec, "_encoding", Encoding())
+    tokenizer.num_threads = 3
+    tokenizer.encode_batch(["a", "b"])
+    assert used == [3]
 
 
 def test_text_with_a_lone_surrogate_is_encoded_with_a_question_mark() -> None:

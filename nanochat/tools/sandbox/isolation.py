@@ -1,7 +1,6 @@
 """How well this machine can close a process: measured by closing one and letting it try."""
 
 import functools
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Literal
 
 import nanochat
 from nanochat.errors import UsageError
+from nanochat.processes import usable_cores
 from nanochat.tools.sandbox.process import ClosedProcess, Limits
 
 Level = Literal["strong", "weak", "none"]
@@ -108,4 +108,4 @@ def find_bubblewrap() -> tuple[str, ...]:
 
 def num_workers() -> int:
     """Programs that are graded side by side: one a core of this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
