@@ -45,6 +45,10 @@ TINY = {
 }
 
 
+LONG = ("test_practice_helps.py", "test_ranks_together.py", "test_rl.py", "test_exports.py", "test_kills.py")
+"""Files that take minutes: first, so that no worker is left alone with one at the end."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle-files", type=int, default=None, metavar="SEED", help="run the files in a random order")
 
@@ -52,13 +56,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
     torch.set_num_threads(NUM_THREADS)
-    if config.getoption("--shuffle-files") is not None:
-        config.option.loadscopereorder = False  # of xdist, which otherwise begins with the files of most tests
+    config.option.loadscopereorder = False  # of xdist, which otherwise begins with the files of most tests
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seed = config.getoption("--shuffle-files")
-    if seed is not None:
+    if seed is None:
+        items.sort(key=lambda item: item.path.name not in LONG)
+    else:
         files = sorted({str(item.path) for item in items})
         random.Random(seed).shuffle(files)
         items.sort(key=lambda item: files.index(str(item.path)))

@@ -141,9 +141,9 @@ def test_a_stopped_rank_is_named(start_run: Start) -> None:
     assert are_gone(launch.marks)
 
 
-def test_twenty_killed_ranks_under_max_restarts(start_run: Start, tmp_path: Path) -> None:
+def test_killed_ranks_under_max_restarts(start_run: Start, tmp_path: Path) -> None:
     """Each kill ends a rank at another moment; torchrun starts all of them again from the newest checkpoint."""
-    num_kills = 20
+    num_kills = 8  # benchmarks/crash.py has 200
     settings = start_run(changes={"base": {"num_steps": 60, "eval_every": 0}, "checkpoint": {"every": 2}})
     allowed, held = tmp_path / "allowed", add_fault(tmp_path)
     allowed.write_text("0")

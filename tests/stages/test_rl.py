@@ -1,7 +1,6 @@
 """The rl stage: what it writes, refuses and survives, and that a model gets better by it."""
 
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.rl import measure
 from nanochat.checkpoint import load_checkpoint
 from nanochat.paths import RunPaths
 from nanochat.stages.__main__ import main
@@ -205,15 +203,3 @@ def test_it_needs_a_finished_sft(start_run: Start, capsys: Captured) -> None:
     settings = start_run(changes=practise("Even"), stages=("base", "mid"))
     assert main(["rl", str(settings)]) == 3
     assert "nanochat train sft" in capsys.readouterr().err
-
-
-def test_practice_raises_the_score_of_models_that_were_fine_tuned_too_little(tmp_path: Path) -> None:
-    """Three seeds, each from raw text on; benchmarks/rl.py is the same with more steps and questions."""
-    gains = []
-    for seed in range(3):
-        row = measure(tmp_path / str(seed), seed, steps=40, samples=16, questions=100, mid_steps=40, lr_scale=0.3)
-        (before, after), errors = row["sampled"], row["sampled_stderr"]
-        assert 0.02 < before < 0.7, row
-        assert after - before > 2 * math.hypot(*errors), row
-        gains.append(after - before)
-    assert sum(gains) / len(gains) > 0.08  # 0.11, 0.16 and 0.16 on the machine of benchmarks/results/rl.json
