@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seed = config.getoption("--shuffle-files")
     if seed is None:
-        items.sort(key=lambda item: item.path.name not in LONG)
+        items.sort(key=lambda item: Path(item.path).name not in LONG)
     else:
         files = sorted({str(item.path) for item in items})
         random.Random(seed).shuffle(files)
