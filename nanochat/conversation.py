@@ -12,7 +12,7 @@ from typing import Literal
 
 PartKind = Literal["text", "python", "python_output"]
 PART_KINDS = ("text", "python", "python_output")
-ABOUT = ("id", "title", "created", "updated", "model", "sampling", "answers")
+ABOUT = ("id", "title", "created", "updated", "model", "server", "sampling", "answers")
 """What our exports say about a conversation, which training does not use."""
 MESSAGE_KEYS = ("role", "content", "weight", "train")
 ELSEWHERE = {
