@@ -1,4 +1,4 @@
-"""Processes of the sandbox that this process has started, or that nobody owns any more: what must be gone after grading."""
+"""Processes of the sandbox that this process has started, or that nobody owns any more: none may be left behind."""
 
 import os
 import subprocess
