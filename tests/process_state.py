@@ -106,7 +106,7 @@ def read_settings() -> dict[str, object]:
 def read_running() -> dict[Running, str]:
     """Threads and children of this process, with words to show."""
     found: dict[Running, str] = {}
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - _compiler_threads():
         if not any(part in thread.name or part in type(thread).__name__ for part in SHARED_THREADS):
             found["thread", thread.ident] = f"the thread {thread.name!r}{' (daemon)' * thread.daemon} still runs"
     for pid, command in _list_children():
@@ -114,6 +114,13 @@ def read_running() -> dict[Running, str]:
             state = f"{command} still runs" if command else "has ended, but was not waited for"
             found["child", pid] = f"the child {pid} {state}"
     return found
+
+
+def _compiler_threads() -> set[threading.Thread]:
+    """Threads that torch's compiler starts with its first kernel and keeps: a pool without a name of its own."""
+    module = sys.modules.get("torch._inductor.async_compile")
+    pool = getattr(getattr(module, "AsyncCompile", None), "pool", None)
+    return set(pool()._threads) if pool is not None and pool.cache_info().currsize else set()
 
 
 def describe_changes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
