@@ -3,8 +3,9 @@
 import random
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.tasks.generated import GeneratedTask
 from nanochat.tasks.letters import last_number, loosen
-from nanochat.tasks.task import Split, Task
+from nanochat.tasks.task import Split
 from nanochat.tasks.words import is_held_out
 
 TEMPLATES = {
@@ -86,22 +87,14 @@ def write_answer(a: int, operator: str, b: int) -> str:
     return f"The answer is {COMPUTE[operator](a, b)}."
 
 
-class ArithmeticTask(Task):
+class ArithmeticTask(GeneratedTask):
     """Compute with small whole numbers by calling the calculator."""
 
     name = "arithmetic"
     max_new_tokens = 48
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (20_000 if split == "train" else 1_000)
-
-    def num_examples(self) -> int:
-        return self.size
-
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"arithmetic/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         a, operator, b = sample_sum(rng, self.split)
         return Conversation(
             (

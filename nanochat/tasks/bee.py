@@ -4,12 +4,11 @@ Both write a word as its letters in the same way, so that the easier task teache
 Each letter follows a space, which makes it one token.
 """
 
-import random
 import re
 
 from nanochat.conversation import Conversation, assistant, user
 from nanochat.tasks import letters, spelling
-from nanochat.tasks.task import Split, Task
+from nanochat.tasks.generated import GeneratedTask
 from nanochat.tasks.words import sample_word
 
 SEPARATORS = re.compile(r"[\s,.;-]+")
@@ -43,7 +42,7 @@ class SpellingBeeTask(letters.LettersTask):
     max_new_tokens = 256
 
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"spelling-bee/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         word, letter = letters.sample_count(rng, self.split)
         return Conversation(
             (
@@ -58,22 +57,14 @@ class SpellingBeeTask(letters.LettersTask):
         )
 
 
-class SimpleSpellingTask(Task):
+class SimpleSpellingTask(GeneratedTask):
     """Spell a word: `Spell apple.` -> `apple: a, p, p, l, e`."""
 
     name = "simple-spelling"
     max_new_tokens = 128
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (20_000 if split == "train" else 1_000)
-
-    def num_examples(self) -> int:
-        return self.size
-
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"simple-spelling/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         word = sample_word(rng, self.split)
         return Conversation((user(spelling.write_question(rng, word)), assistant(write_spelling(word))))
 

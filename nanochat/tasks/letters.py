@@ -8,7 +8,8 @@ import random
 import re
 
 from nanochat.conversation import Conversation, assistant, user
-from nanochat.tasks.task import Split, Task
+from nanochat.tasks.generated import GeneratedTask
+from nanochat.tasks.task import Split
 from nanochat.tasks.words import LETTERS, sample_word
 
 TEMPLATES = (
@@ -69,22 +70,14 @@ def write_answer(word: str, letter: str) -> str:
     return f"The letter {letter} appears {count} time{'' if count == 1 else 's'}."
 
 
-class LettersTask(Task):
+class LettersTask(GeneratedTask):
     """Count a letter of a word by calling the calculator."""
 
     name = "letters"
     max_new_tokens = 80
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (20_000 if split == "train" else 1_000)
-
-    def num_examples(self) -> int:
-        return self.size
-
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"letters/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         word, letter = sample_count(rng, self.split)
         return Conversation(
             (

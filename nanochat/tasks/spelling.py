@@ -3,8 +3,8 @@
 import random
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.tasks.generated import GeneratedTask
 from nanochat.tasks.letters import loosen
-from nanochat.tasks.task import Split, Task
 from nanochat.tasks.words import sample_word
 
 TEMPLATES = (
@@ -28,22 +28,16 @@ def write_question(rng: random.Random, word: str) -> str:
     return loosen(rng, rng.choice(TEMPLATES).format(word=word))
 
 
-class SpellingTask(Task):
+class SpellingTask(GeneratedTask):
     """Spell a word: `Spell cat.` -> `c-a-t`."""
 
     name = "spelling"
     max_new_tokens = 64
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (10_000 if split == "train" else 1_000)
-
-    def num_examples(self) -> int:
-        return self.size
+    SIZES = {"train": 10_000, "test": 1_000}
 
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"spelling/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         word = sample_word(rng, self.split)
         return Conversation((user(write_question(rng, word)), assistant(spell(word))))
 

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.tasks.generated import GeneratedTask
 from nanochat.tasks.letters import loosen
-from nanochat.tasks.task import Split, Task
 
 HEROES = (
     "dog cat fox bear rabbit mouse horse duck frog owl boy girl king queen farmer sailor robot bird lion fish".split()
@@ -127,22 +127,16 @@ def write_story(rng: random.Random, hero: Hero) -> str:
     return " ".join(sentences)
 
 
-class StoriesTask(Task):
+class StoriesTask(GeneratedTask):
     """Tell a story about a given hero. Not graded."""
 
     name = "stories"
     max_new_tokens = 160
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (5_000 if split == "train" else 200)
-
-    def num_examples(self) -> int:
-        return self.size
+    SIZES = {"train": 5_000, "test": 200}
 
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"stories/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         hero = sample_hero(rng)
         question = loosen(rng, rng.choice(QUESTIONS).format(hero=hero.kind, trait=hero.trait))
         return Conversation((user(question), assistant(write_story(rng, hero))))

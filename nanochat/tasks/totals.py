@@ -6,8 +6,9 @@ Fine-tuning shows the demo's model a few of them, so that it gets some right and
 import random
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.tasks.generated import GeneratedTask
 from nanochat.tasks.letters import last_number, loosen
-from nanochat.tasks.task import Split, Task
+from nanochat.tasks.task import Split
 from nanochat.tasks.words import is_held_out
 
 TEMPLATES = ("What is {sum}?", "{sum}", "{sum} = ?", "How much is {sum}?", "Compute {sum}.", "Calculate {sum}.")
@@ -28,22 +29,14 @@ def sample_terms(rng: random.Random, split: Split) -> tuple[str, str, int]:
             return spaced, spaced.replace(" ", ""), total
 
 
-class TotalsTask(Task):
+class TotalsTask(GeneratedTask):
     """Add and subtract three whole numbers by calling the calculator."""
 
     name = "totals"
     max_new_tokens = 48
 
-    def __init__(self, split: Split, size: int | None = None, seed: int = 0) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size if size is not None else (20_000 if split == "train" else 1_000)
-
-    def num_examples(self) -> int:
-        return self.size
-
     def example(self, index: int) -> Conversation:
-        rng = random.Random(f"totals/{self.split}/{self.seed}/{index}")
+        rng = self.draw(index)
         spaced, call, total = sample_terms(rng, self.split)
         question = rng.choice(TEMPLATES).format(sum=spaced if rng.random() < 0.7 else call)
         return Conversation(
