@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.device_batch import DEVICE_BYTES, lower_rows
 from nanochat.errors import UsageError
 from nanochat.layers import load_settings
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
-from nanochat.plan import DEVICE_BYTES, lower_rows, plan_base, plan_finetune, sketch_finetune
+from nanochat.plan import plan_base, plan_finetune, sketch_finetune
 
 GOLDEN = [  # preset, devices, parameters, micro-batches, steps, tokens
     ("demo", 1, 3_670_016, 1, 300, 1_228_800),

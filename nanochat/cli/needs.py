@@ -31,7 +31,8 @@ class Needs:
 
 def list_needs(settings: "Settings") -> Needs:
     """What all stages of these settings may read. The demo needs nothing, and so not the CORE bundle."""
-    from nanochat.plan import lower_rows, plan_base
+    from nanochat.device_batch import lower_rows
+    from nanochat.plan import plan_base
 
     dataset = settings.data.dataset
     is_hub = dataset in TEXT_SOURCES

@@ -29,8 +29,9 @@ def plan(
     cluster: Cluster = ALONE,
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
+    from nanochat.device_batch import lower_rows
     from nanochat.layers import is_chosen
-    from nanochat.plan import lower_rows, plan_base, plan_rl, sketch_finetune, sketch_rl
+    from nanochat.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
     from nanochat.tasks.graded import check_graded
     from nanochat.tasks.sizes import count_conversations
 
@@ -90,7 +91,8 @@ def measure_own_text(invocation: Invocation, dataset: str) -> int | None:
 def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> list[tuple[str, str]]:
     """Names and values of a BasePlan, for people. text_bytes: of the text that is there."""
     from nanochat.data.dataset import describe_repeats
-    from nanochat.plan import ASSUMED_MFU, DEVICE, DEVICE_BYTES, DOLLARS_PER_DEVICE_HOUR
+    from nanochat.device_batch import DEVICE_BYTES
+    from nanochat.plan import ASSUMED_MFU, DEVICE, DOLLARS_PER_DEVICE_HOUR
 
     is_auto = settings.batch.device_batch_size == "auto"
     auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""

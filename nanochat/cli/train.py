@@ -184,8 +184,9 @@ def start(
 
 def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
+    from nanochat.device_batch import lower_rows
     from nanochat.layers import is_chosen
-    from nanochat.plan import count_checkpoints, lower_rows, plan_base, sketch_finetune, sketch_rl
+    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 

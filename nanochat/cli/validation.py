@@ -23,8 +23,9 @@ def check_settings(
 
     Returns the tasks that are not downloaded yet, which are no fault of the settings.
     """
+    from nanochat.device_batch import lower_rows
     from nanochat.layers import is_chosen
-    from nanochat.plan import lower_rows, plan_base, sketch_finetune, sketch_rl
+    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.entry import parse_spec
     from nanochat.tasks.graded import check_graded
