@@ -15,7 +15,7 @@ def fit_prompt(
 ) -> tuple[list[int], int]:
     """Ids of the prompt, and how many of the oldest messages it does without.
 
-    messages: whole turns, then the question; or an answer at the end, which is to be gone on with. room: tokens that
+    messages: whole turns, then the question; or an answer at the end, which is to be continued. room: tokens that
     should be left of max_context for the answer; a single turn may leave less, but one. num_unseen: messages that an
     earlier prompt left out already, so that its cache stays of use.
     Raises UsageError where the last turn alone does not fit.

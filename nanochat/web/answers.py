@@ -67,7 +67,7 @@ class Running:
 class Beginning:
     """What an answer begins with. messages: the branch that it is read from, its own beginning last if it has one.
 
-    num_answers: that there are to the question already. parts: of the answer that is gone on with. add: writes that it
+    num_answers: that there are to the question already. parts: of the answer that is continued. add: writes that it
     was asked for, in the store's thread, and returns the ids of the conversation and of the answer.
     """
 
@@ -224,7 +224,7 @@ class Answers:
         if finish == "cancelled" and not running.is_stopped:
             is_late = time.monotonic() - running.arrived >= self.service.limits.deadline_seconds
             if self.service.is_stopping:
-                running.notice = "The server is stopping; the answer can be gone on with later."
+                running.notice = "The server is stopping. You can continue this answer later."
             elif is_late:
                 running.notice = f"The answer was cut off after {self.service.limits.deadline_seconds:g} seconds."
 

@@ -121,7 +121,7 @@ class Talks:
         async with self._reserve(chat):
             info, path = await self._kept.read(chat)
             if not path or path[-1].id != answer or path[-1].message.role != "assistant" or path[-1].finish == "stop":
-                raise ApiError(400, "only the last answer can be gone on with, and only where it was cut off")
+                raise ApiError(400, "only the last answer can be continued, and only if it was cut off")
             if path[-1].is_elsewhere:
                 raise ApiError(409, "another program is writing this answer", code="answering")
             parts = path[-1].message.parts

@@ -60,7 +60,7 @@ def take_time(seconds: float, place: int) -> None:
 class AlphabetModel(torch.nn.Module):
     """Says the letter of its place, a to z over and over, and never ends by itself; any number of slots.
 
-    An answer that is gone on with goes on with the next letter. seconds: see `take_time`.
+    An answer that is continued begins with the next letter. seconds: see `take_time`.
     """
 
     def __init__(self, seconds: float = 0.003, context: int = 4000) -> None:
