@@ -87,7 +87,7 @@ def import_text(
     show_facts(invocation, facts)
     if report.chars["val"] < USEFUL_VAL_CHARS:
         invocation.console.say(
-            f"{report.chars['val']:,} characters of validation text are few: bits per byte on them depend on chance  "
+            f"validation text of {report.chars['val']:,} characters is short: bits per byte on it depend on chance  "
             "# give more with --val PATH or --val-share 0.2"
         )
     invocation.console.suggest(f"nanochat run --preset demo --run {dataset} --set data.dataset={dataset}")

@@ -64,9 +64,7 @@ def plan(
     if any(item.num_steps is None for item in finetunes):
         invocation.console.say("steps of mid and sft follow from their epochs once the conversations are packed")
     if len(plans) > 3:
-        invocation.console.say(
-            "tokens of rl are the most that its answers may have; its time hangs on how long they are"
-        )
+        invocation.console.say("tokens of rl are an upper bound: the real number depends on how long the answers are")
         if plans[-1].num_steps is None:
             invocation.console.say(f"steps of rl follow from its epochs once {settings.rl.task} is there")
     words = [*target_options(preset, config, run, overrides), *cluster.options()]

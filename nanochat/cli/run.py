@@ -171,7 +171,7 @@ def _score_core(invocation: Invocation, target: Target, cluster: Cluster, traine
     wish = target.settings.eval
     if not has_bundle(invocation.workspace.core):
         if trained:
-            invocation.console.say(f"no CORE: its bundle is not at hand; `{AGAIN}` brings it")
+            invocation.console.say(f"CORE is skipped: its bundle is not downloaded. Run `{AGAIN}`")
         return 0
     if not trained and is_core_done(target.run, wish.core_tasks, wish.max_per_task):
         return 0

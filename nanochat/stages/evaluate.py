@@ -66,7 +66,7 @@ def run_evaluate(
         values["bpb"] = _score_bpb(job, subject, display)
     has_core = job.world.all_gather(has_bundle(job.workspace.core))[0]  # one answer, though disks may differ
     if "core" in wanted and score == "all" and not has_core:
-        display.say(f"no CORE: its bundle is not in {job.workspace.core}; `{AGAIN}` brings it")
+        display.say(f"CORE is skipped: its bundle is not in {job.workspace.core}. Run `{AGAIN}`")
     elif "core" in wanted:
         values |= score_core(job, subject, display, keep_finished, log_samples)
     if "chat" in wanted and stage in CHAT_STAGES:

@@ -246,7 +246,7 @@ def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched
 
 def test_run_without_the_bundle_says_how_to_get_it(nanochat, launched, home) -> None:
     said = nanochat("run", "--preset", "demo").err
-    assert "no CORE: its bundle is not at hand; `nanochat download core` brings it" in said
+    assert "CORE is skipped: its bundle is not downloaded. Run `nanochat download core`" in said
 
 
 def test_scores_are_shown_with_their_errors_and_the_tasks_of_core(nanochat, launched, home) -> None:

@@ -26,7 +26,7 @@ def test_an_import_says_both_sizes_and_what_it_left_out(nanochat, home, texts) -
     assert facts["train_chars"] > 8 * facts["val_chars"] > 0
     assert "left out: files of other kinds (.png 1): 1" in outcome.err
     assert "left out: hidden files and folders: 1" in outcome.err
-    assert "characters of validation text are few" in outcome.err and "--val-share 0.2" in outcome.err
+    assert "bits per byte on it depend on chance" in outcome.err and "--val-share 0.2" in outcome.err
     assert "reading: " in outcome.err and "(100%)" in outcome.err
     verify_dataset(home / "data" / "texts")
 
@@ -34,7 +34,7 @@ def test_an_import_says_both_sizes_and_what_it_left_out(nanochat, home, texts) -
 def test_enough_validation_text_is_no_news(nanochat, texts) -> None:
     (texts / "book.txt").write_text("word " * 80_000)
     outcome = nanochat("download", "import", "texts", "--key", "body")
-    assert outcome.code == 0 and "are few" not in outcome.err, outcome.err
+    assert outcome.code == 0 and "depend on chance" not in outcome.err, outcome.err
     assert "cut, to validate on a part of each and train on the rest: 1 documents" in outcome.err
 
 
