@@ -168,7 +168,7 @@ def test_without_a_bundle_all_says_so_and_core_alone_is_missing(
 ) -> None:
     settings = start_run(stages=("base",))
     assert main(["evaluate", str(settings), "--of", "base"]) == 0
-    assert "`nanochat download core` brings it" in capsys.readouterr().err
+    assert "Run `nanochat download core`" in capsys.readouterr().err
     assert main(["evaluate", str(settings), *CORE]) == 3
     assert "hint:  nanochat download core" in capsys.readouterr().err
 
