@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     if arguments is None:  # the process is ours
         end_at_third_interrupt()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C tidies up, a scheduler's request does too
     try:
         return _run(words, console)
     finally:

@@ -13,7 +13,7 @@ import typer
 from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import Console
 from nanochat.cli.launch import count_gpus, is_offline, read_environ, resolve_home
-from nanochat.errors import UsageError
+from nanochat.errors import InterruptError, UsageError
 from nanochat.paths import Workspace
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -120,7 +120,10 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
                 launch = {key: values.pop(key) for key in LAUNCH_OPTIONS}
                 values["cluster"], overrides = build_cluster(**launch)
                 values["overrides"] = [*(values["overrides"] or ()), *overrides]
-            return function(invocation, **values) or 0
+            try:
+                return function(invocation, **values) or 0
+            except KeyboardInterrupt:  # where the command itself has nothing to say about it
+                raise InterruptError("interrupted", "the same command again") from None
 
         signature = inspect.signature(function)
         own = list(signature.parameters.values())[1:]

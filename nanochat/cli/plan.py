@@ -12,6 +12,7 @@ from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
+from nanochat.cli.validation import check_settings
 from nanochat.disk import format_size
 from nanochat.sources import TEXT_SOURCES
 
@@ -38,6 +39,7 @@ def plan(
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
     settings, origins = resolve(invocation, preset, config, overrides, run)
+    check_settings(invocation, settings, origins, cluster.world_size)
     chosen = is_chosen(origins, "batch.device_batch_size")
     lowered = {stage: lower_rows(settings, stage, cluster.world_size, chosen) for stage in ("base", "mid", "sft")}
     base = plan_base(lowered["base"][0], cluster.world_size)

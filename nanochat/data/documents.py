@@ -163,17 +163,40 @@ def _name_encoding(start: bytes, reading: Reading) -> str:
 
 
 def _iter_jsonl(path: Path, reading: Reading) -> Iterator[str]:
+    for number, raw in enumerate(_iter_lines(path, reading), start=1):
+        reading.advance(len(raw))
+        try:
+            text = _read_line(raw, reading)
+        except _Bad as bad:
+            look = f"sed -n {number}p {shlex.quote(str(path))}  # or leave such lines out with --skip-bad"
+            reading.refuse(bad.reason, DataError(f"{path}:{number}{bad.message}", bad.hint or look))
+            continue
+        if text is not None:
+            yield from _iter_pieces(iter((text,)), reading)
+
+
+def _iter_lines(path: Path, reading: Reading) -> Iterator[bytes]:
+    """The lines of a JSONL file, in UTF-8 or in an encoding that extends ASCII.
+
+    UTF-16 and UTF-32, whose line ends are more than a byte, are refused where `encoding` does not name them.
+    """
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            reading.advance(len(raw))
-            try:
-                text = _read_line(raw, reading)
-            except _Bad as bad:
-                look = f"sed -n {number}p {shlex.quote(str(path))}  # or leave such lines out with --skip-bad"
-                reading.refuse(bad.reason, DataError(f"{path}:{number}{bad.message}", bad.hint or look))
-                continue
-            if text is not None:
-                yield from _iter_pieces(iter((text,)), reading)
+        found = json.detect_encoding(file.read(4))
+        file.seek(0)
+        if found.startswith("utf-8"):
+            yield from file
+            return
+    if reading.encoding is None:
+        error = DataError(f"{path} is not UTF-8 but {found.upper()}", f"--encoding {found}")
+        reading.refuse("files that are not UTF-8", error)
+        return
+    try:
+        with path.open(encoding=reading.encoding, newline="\n") as lines:
+            yield from (line.encode() for line in lines)
+        reading.num_recoded += 1
+    except UnicodeError as error:
+        name = reading.encoding.upper()
+        reading.refuse(f"files that are not {name}", DataError(f"{path} is not {name}: {error}", f"--encoding {found}"))
 
 
 class _Bad(Exception):

@@ -430,7 +430,8 @@ def test_what_the_machine_does_to_us_has_a_code(nanochat, monkeypatch, error, co
         raise error
 
     monkeypatch.setattr("nanochat.plan.plan_base", fail)
-    assert nanochat("plan", "--preset", "demo").code == code
+    outcome = nanochat("plan", "--preset", "demo")
+    assert outcome.code == code and outcome.err.startswith("error: ")
 
 
 def test_what_eval_is_told_holds_for_this_call_only(nanochat, launched, home) -> None:

@@ -199,11 +199,12 @@ def test_two_processes_at_once_fetch_each_file_once(spawn, server, home, fetch_a
     assert server.count("/resolve/") == 7 and server.count("eval_bundle") == 1
 
 
-def test_ctrl_c_says_how_to_go_on(spawn, call, server, home) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_says_how_to_go_on(spawn, call, server, home, number) -> None:
     server.bytes_per_second = 500
     process = spawn("download", "data", "--config", "d4.toml")
     wait_until(lambda: bool(list((home / "data").glob("fineweb-edu/.*.part"))))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "hint:  nanochat download data --config d4.toml"

@@ -308,6 +308,24 @@ def test_text_in_another_encoding_is_read_where_it_is_named(tmp_path: Path, enco
     assert report.num_recoded == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_lines_whose_ends_are_more_than_a_byte_are_read(tmp_path: Path, encoding: str) -> None:
+    """U+0A0A has the byte of a line end twice."""
+    texts = ["na\u00efve", "\u0a0a two", "three"]
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    write(tmp_path / "source" / "a.jsonl", lines.encode(encoding))
+    write(tmp_path / "source" / "b.jsonl", b'{"text": "plain"}')
+    with pytest.raises(DataError, match=r"a\.jsonl is not UTF-8 but UTF-") as caught:
+        import_folder(tmp_path / "source", tmp_path / "dest")
+    assert caught.value.hint == f"--encoding {encoding}"
+    report = import_folder(tmp_path / "source", tmp_path / "dest", encoding=encoding)
+    assert sorted(read_all(tmp_path / "dest")) == sorted([*texts, "plain"]) and report.num_recoded == 1
+    with pytest.raises(DataError, match=r"a\.jsonl is not ASCII"):
+        import_folder(tmp_path / "source", tmp_path / "dest", encoding="ascii")
+    report = import_folder(tmp_path / "source", tmp_path / "new", encoding="ascii", skip_bad=True)
+    assert report.left_out["files that are not ASCII"] == 1
+
+
 def test_an_interrupted_import_leaves_what_was_there(source: Path, tmp_path: Path, monkeypatch) -> None:
     before = import_folder(source, tmp_path / "dest").manifest
     listed = sorted((tmp_path / "dest").iterdir())
