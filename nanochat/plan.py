@@ -151,7 +151,7 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
     _check_schedule("base", wish.warmup, wish.warmdown)
     rows = plan_rows("batch.total_tokens", batch.total_tokens, settings, world_size, config)
     num_microbatches = divide_batch("batch.total_tokens", batch.total_tokens, rows, config.context, world_size)
-    memory = estimate_memory(config, rows, world_size, compiled=settings.runtime.compile)
+    memory = plan_memory(settings, config, rows, world_size)
     params, per_token = count_params(config), flops_per_token(config)
     horizon, num_steps = _plan_steps(settings, params["total"], per_token)
     num_tokens = num_steps * batch.total_tokens
@@ -194,6 +194,20 @@ def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = 
     )
 
 
+def plan_memory(
+    settings: Settings, config: GPTConfig, rows: int, world_size: int, compiled: bool | None = None
+) -> MemoryEstimate:
+    """Memory on the device that the settings name; "auto" counts as a GPU in bf16. compiled: None: as they say."""
+    return estimate_memory(
+        config,
+        rows,
+        world_size,
+        compiled=settings.runtime.compile if compiled is None else compiled,
+        element_bytes=4 if settings.runtime.dtype == "float32" else 2,
+        device=settings.runtime.device,
+    )
+
+
 def plan_finetune(
     settings: Settings,
     stage: Literal["mid", "sft"],
@@ -227,7 +241,7 @@ def sketch_finetune(
     _check_schedule(stage, wish.warmup, wish.warmdown)
     total_tokens, name = plan_total_tokens(settings, stage)
     rows = plan_rows(name, total_tokens, settings, world_size, config)
-    memory = estimate_memory(config, rows, world_size, compiled=settings.runtime.compile)
+    memory = plan_memory(settings, config, rows, world_size)
     sketch = FinetunePlan(
         stage=stage,
         context=config.context,
@@ -278,7 +292,7 @@ def sketch_rl(settings: Settings, world_size: int = 1, config: GPTConfig | None 
         )
     total_tokens, name = plan_total_tokens(settings, "rl")
     rows = plan_rows(name, total_tokens, settings, world_size, config)
-    memory = estimate_memory(config, rows, world_size, compiled=False)
+    memory = plan_memory(settings, config, rows, world_size, compiled=False)
     num_answers = wish.questions_per_step * wish.samples_per_question
     num_tokens = num_answers * wish.max_new_tokens
     own_answers = math.ceil(num_answers / world_size)

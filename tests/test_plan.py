@@ -9,7 +9,7 @@ from nanochat.errors import UsageError
 from nanochat.layers import load_settings
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
-from nanochat.plan import plan_base, plan_finetune, sketch_finetune
+from nanochat.plan import plan_base, plan_finetune, sketch_finetune, sketch_rl
 
 GOLDEN = [  # preset, devices, parameters, micro-batches, steps, tokens
     ("demo", 1, 3_670_016, 1, 300, 1_228_800),
@@ -171,6 +171,16 @@ def test_auto_plans_what_the_presets_of_80_gb_say(preset: str, gpus: int, rows: 
     assert plan.memory_bytes == plan.memory.total <= (1 - MARGIN) * DEVICE_BYTES
     assert isinstance(plan.memory, MemoryEstimate)
     assert plan.num_microbatches * rows * plan.context * gpus == plan.total_batch_tokens
+
+
+def test_a_plan_counts_the_memory_of_the_device_that_is_named() -> None:
+    """On a CPU the libraries share it; float32 has no copies in another type. Any other name counts as a GPU."""
+    for device, of_process in (("auto", False), ("cuda", False), ("cpu", True)):
+        settings = wish(f"runtime.device={device}", "rl.task=arithmetic", preset="demo")
+        plans = (plan_base(settings), sketch_finetune(settings, "sft"), sketch_rl(settings))
+        assert all((plan.memory.process > 0) == of_process for plan in plans), device
+    single, half = (plan_base(wish(f"runtime.dtype={name}", preset="demo")) for name in ("float32", "bfloat16"))
+    assert single.memory.activations == 2 * half.memory.activations and single.memory.weights < half.memory.weights
 
 
 def test_auto_leaves_the_step_of_every_stage_as_it_is() -> None:

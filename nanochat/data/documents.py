@@ -26,6 +26,7 @@ BREAK_CHARS = 1_000
 BLOCK_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
 """Text of a batch of parquet rows."""
+LATIN_1 = "--encoding latin-1  # if it is text at all"
 SKIP = "--skip-bad  # leaves out what cannot be read, and counts it"
 
 
@@ -117,16 +118,18 @@ def _iter_pieces(blocks: Iterator[str], reading: Reading) -> Iterator[str]:
 
 
 def _iter_plain(path: Path, reading: Reading) -> Iterator[str]:
-    fault = _find_fault(path, "utf-8")
-    encoding = "utf-8-sig"
-    if fault and reading.encoding:
-        fault, encoding = _find_fault(path, reading.encoding), reading.encoding
-        reading.num_recoded += not fault
+    encoding = _choose_encoding(path, reading)
+    fault = "" if encoding else "its bytes are those of " + _detect_encoding(path).upper()
+    if encoding:
+        fault = _find_fault(path, encoding)
+        if fault and reading.encoding and encoding != reading.encoding:
+            fault, encoding = _find_fault(path, reading.encoding), reading.encoding
     if fault:
-        name = encoding.removesuffix("-sig").upper()
-        error = DataError(f"{path} is not {name}: {fault}", _name_encoding(path.open("rb").read(2), reading))
+        name = (encoding or "utf-8").removesuffix("-sig").upper()
+        error = DataError(f"{path} is not {name}: {fault}", _suggest_encoding(path, reading))
         reading.refuse(f"files that are not {name}", error)
         return
+    reading.num_recoded += encoding == reading.encoding
     with path.open(encoding=encoding, newline="") as file:
         yield from _iter_pieces(_iter_blocks(file, reading), reading)
 
@@ -154,12 +157,23 @@ def _find_fault(path: Path, encoding: str) -> str:
                 return ""
 
 
-def _name_encoding(start: bytes, reading: Reading) -> str:
+def _detect_encoding(path: Path) -> str:
+    """UTF-8 or, by a mark or by its zero bytes, UTF-16 or UTF-32, as Python spells them."""
+    with path.open("rb") as file:
+        return json.detect_encoding(file.read(4))
+
+
+def _choose_encoding(path: Path, reading: Reading) -> str | None:
+    """The first to try: UTF-8, or what `encoding` says of bytes that are not; None where it says nothing of them."""
+    return "utf-8-sig" if _detect_encoding(path).startswith("utf-8") else reading.encoding
+
+
+def _suggest_encoding(path: Path, reading: Reading) -> str:
     """The hint for a text in another encoding than expected."""
-    if reading.encoding:
-        return SKIP
-    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return f"--encoding {'utf-16' if is_utf_16 else 'latin-1'}  # if it is text at all"
+    found = _detect_encoding(path)
+    if not found.startswith("utf-8"):
+        return f"--encoding {found}"
+    return SKIP if reading.encoding else LATIN_1
 
 
 def _iter_jsonl(path: Path, reading: Reading) -> Iterator[str]:
@@ -180,23 +194,21 @@ def _iter_lines(path: Path, reading: Reading) -> Iterator[bytes]:
 
     UTF-16 and UTF-32, whose line ends are more than a byte, are refused where `encoding` does not name them.
     """
-    with path.open("rb") as file:
-        found = json.detect_encoding(file.read(4))
-        file.seek(0)
-        if found.startswith("utf-8"):
+    encoding = _choose_encoding(path, reading)
+    if encoding == "utf-8-sig":
+        with path.open("rb") as file:
             yield from file
-            return
-    if reading.encoding is None:
-        error = DataError(f"{path} is not UTF-8 but {found.upper()}", f"--encoding {found}")
-        reading.refuse("files that are not UTF-8", error)
         return
     try:
-        with path.open(encoding=reading.encoding, newline="\n") as lines:
+        if encoding is None:
+            raise UnicodeError("its bytes are those of " + _detect_encoding(path).upper())
+        with path.open(encoding=encoding, newline="\n") as lines:
             yield from (line.encode() for line in lines)
         reading.num_recoded += 1
     except UnicodeError as error:
-        name = reading.encoding.upper()
-        reading.refuse(f"files that are not {name}", DataError(f"{path} is not {name}: {error}", f"--encoding {found}"))
+        name = (encoding or "utf-8").upper()
+        fault = DataError(f"{path} is not {name}: {error}", _suggest_encoding(path, reading))
+        reading.refuse(f"files that are not {name}", fault)
 
 
 class _Bad(Exception):
@@ -217,8 +229,9 @@ def _read_line(raw: bytes, reading: Reading) -> str | None:
                 raise error
             line = raw.decode(reading.encoding)
         except UnicodeError:
-            message = f" is not UTF-8: {error.reason} at byte {error.start}"
-            raise _Bad("lines that are not UTF-8", message, _name_encoding(b"", reading)) from None
+            name = (reading.encoding or "utf-8").upper()
+            message = f" is not {name}: {error.reason} at byte {error.start}"
+            raise _Bad(f"lines that are not {name}", message, SKIP if reading.encoding else LATIN_1) from None
         reading.num_recoded += 1
     if not line.strip():
         return None

@@ -174,7 +174,7 @@ def _check_arguments(source: Path, dest: Path, val: Path | None, val_share: floa
         raise UsageError("--val and --val-share are two ways to choose the validation text", "--val-share 0.05")
     try:
         "".encode(encoding or "utf-8")
-    except LookupError:
+    except (LookupError, UnicodeError):  # "undefined" is one that refuses everything
         raise UsageError(f"there is no encoding {encoding!r}", "--encoding latin-1") from None
     for path in (source, val):
         if path and (dest.resolve() == path.resolve() or path.resolve() in dest.resolve().parents):

@@ -296,7 +296,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
     assert set(report.left_out.values()) == {1} and len(report.left_out) == 9
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32"])
 def test_text_in_another_encoding_is_read_where_it_is_named(tmp_path: Path, encoding: str) -> None:
     write(tmp_path / "source" / "a.txt", "na\u00efve caf\u00e9".encode(encoding))
     write(tmp_path / "source" / "b.txt", "d\u00e9j\u00e0 vu".encode())
@@ -315,7 +315,7 @@ def test_lines_whose_ends_are_more_than_a_byte_are_read(tmp_path: Path, encoding
     lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     write(tmp_path / "source" / "a.jsonl", lines.encode(encoding))
     write(tmp_path / "source" / "b.jsonl", b'{"text": "plain"}')
-    with pytest.raises(DataError, match=r"a\.jsonl is not UTF-8 but UTF-") as caught:
+    with pytest.raises(DataError, match=r"a\.jsonl is not UTF-8: its bytes are those of UTF-") as caught:
         import_folder(tmp_path / "source", tmp_path / "dest")
     assert caught.value.hint == f"--encoding {encoding}"
     report = import_folder(tmp_path / "source", tmp_path / "dest", encoding=encoding)
@@ -324,6 +324,22 @@ def test_lines_whose_ends_are_more_than_a_byte_are_read(tmp_path: Path, encoding
         import_folder(tmp_path / "source", tmp_path / "dest", encoding="ascii")
     report = import_folder(tmp_path / "source", tmp_path / "new", encoding="ascii", skip_bad=True)
     assert report.left_out["files that are not ASCII"] == 1
+
+
+def test_ascii_text_in_utf_16_is_not_taken_for_utf_8(tmp_path: Path) -> None:
+    """Its bytes are valid UTF-8, each second one zero."""
+    write(tmp_path / "source" / "a.txt", "plain".encode("utf-16-le"))
+    with pytest.raises(DataError, match="its bytes are those of UTF-16-LE") as caught:
+        import_folder(tmp_path / "source", tmp_path / "dest")
+    assert caught.value.hint == "--encoding utf-16-le"
+    import_folder(tmp_path / "source", tmp_path / "dest", encoding="utf-16-le")
+    assert "".join(read_all(tmp_path / "dest")) == "plain"
+
+
+def test_an_encoding_that_reads_nothing_is_refused(source: Path, tmp_path: Path) -> None:
+    for encoding in ("undefined", "rot13", "nosuch"):
+        with pytest.raises(UsageError, match="there is no encoding"):
+            import_folder(source, tmp_path / "dest", encoding=encoding)
 
 
 def test_an_interrupted_import_leaves_what_was_there(source: Path, tmp_path: Path, monkeypatch) -> None:
