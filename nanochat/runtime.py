@@ -306,6 +306,8 @@ def any_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+MOST_THREADS = 1024
+"""More than any machine has cores; OpenMP dies of numbers like 99,999."""
 PRODUCTS_PER_THREAD = 1 << 24
 """Multiplications of a step of inference that are worth one more thread (benchmarks/threads.py)."""
 
@@ -329,10 +331,10 @@ def threads_for(products: int) -> Iterator[None]:
 def use_all_cores(rank: Rank = ALONE) -> int:
     """Give torch this process's share of the cores; returns the threads.
 
-    OMP_NUM_THREADS wins where set; torchrun sets it to 1 by itself, so that it says nothing there.
+    OMP_NUM_THREADS wins if set to at most MOST_THREADS; torchrun sets it to 1 by itself, so it says nothing there.
     """
     chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if chosen.isdecimal() and int(chosen) and not rank.is_managed:
+    if chosen.isdecimal() and 0 < int(chosen) <= MOST_THREADS and not rank.is_managed:
         torch.set_num_threads(int(chosen))
     else:
         torch.set_num_threads(max(1, usable_cores() // rank.local_world_size))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
     torch.set_num_threads(NUM_THREADS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do children
     config.option.loadscopereorder = False  # of xdist, which otherwise begins with the files of most tests
 
 

@@ -77,6 +77,15 @@ def test_ctrl_c_while_a_module_loads_shows_no_traceback(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_ctrl_c_while_the_command_loads_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    environ = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [Path(sys.executable).with_name("nanochat"), "--version"]
+    for words in (command, [sys.executable, "-m", "nanochat", "runs", "ls"]):
+        done = subprocess.run(words, env=environ, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_every_process_of_ours_is_started_this_way() -> None:
     """`-m` and `-c` look in the current folder; the sandbox's `-I` does not."""
     package = Path(nanochat.__file__).parent

@@ -1,5 +1,6 @@
 """`nanochat data check`: what a file of conversations becomes, before anything is trained on it."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ import typer
 
 from nanochat.cli.console import format_table, visible
 from nanochat.cli.options import Invocation, Preset, RunName, command, new_group
-from nanochat.cli.target import choose_run, choose_target, is_done
+from nanochat.cli.target import choose_run, choose_target, has_started, is_done, name_copy, suggest_copy
 from nanochat.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -51,8 +52,14 @@ def check(
         raise DataError(
             f"{file}: {len(result.errors)} of {num_all} {result.unit}s cannot be read", result.errors[0].hint
         )
-    where = f"--run {run}" if run is not None else f"--preset {preset or 'd20'}"
-    invocation.console.suggest(f"nanochat run {where} --set sft.mixture=custom:{file}")
+    wish = shlex.join(["--set", f"sft.mixture=custom:{file}"])
+    following = f"nanochat run --preset {preset or 'd20'} {wish}"
+    if run is not None:
+        paths = invocation.workspace.run(run)
+        following = f"nanochat run --run {run} {wish}"
+        if has_started(paths, "sft"):
+            following = suggest_copy(paths, "sft", f"nanochat run --run {name_copy(paths)} {wish}")
+    invocation.console.suggest(following)
     return 0
 
 

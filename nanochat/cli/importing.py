@@ -46,7 +46,8 @@ def import_text(
     from nanochat.data.folder import ImportReport, find_files, import_folder
 
     source, val = source.expanduser(), val.expanduser() if val else None
-    dataset = name or (source.resolve().stem if source.is_file() else source.resolve().name)
+    dataset = source.resolve().stem if source.is_file() else source.resolve().name
+    dataset = dataset if name is None else name
     folder = find_folder(invocation, dataset)
     if dataset == "demo" or dataset in TEXT_SOURCES:
         raise UsageError(f"{dataset!r} is the name of a data set that nanochat makes or downloads", "--name mine")

@@ -71,11 +71,13 @@ def switch_colors_off() -> None:
     os.environ["NO_COLOR"] = "1"
 
 
-def resolve_home(option: Path | None, environ: Mapping[str, str]) -> Path:
+def resolve_home(option: str | None, environ: Mapping[str, str]) -> Path:
     """$NANOCHAT_HOME, the option first; absolute, and not necessarily there.
 
-    Raises UsageError for `~` where the system knows no home folder of this user, as in many containers.
+    Raises UsageError for "", and for `~` where the system knows no home folder of this user, as in many containers.
     """
+    if option == "":  # of a variable that is not set; Path would take it for the current folder
+        raise UsageError("--home is empty", "--home DIR")
     wish = Path(option or environ.get("NANOCHAT_HOME") or DEFAULT_HOME)
     try:
         return wish.expanduser().absolute()

@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     if arguments is None:  # the process is ours
         end_at_third_interrupt()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C tidies up, a scheduler's request does too
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # what Ctrl-C tidies up, a scheduler's request does too
     try:
         return _run(words, console)
     finally:

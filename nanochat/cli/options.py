@@ -55,7 +55,7 @@ GLOBAL_OPTIONS: dict[str, Any] = {
     "offline": Annotated[bool, typer.Option("--offline", help="Open no socket (also NANOCHAT_OFFLINE=1).")],
     "dry_run": Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")],
-    "home": Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Where everything lies.")],
+    "home": Annotated[str | None, typer.Option("--home", metavar="DIR", help="Where everything lies.")],
 }
 GLOBAL_FLAGS = (
     "-q",
@@ -151,7 +151,7 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
 
 
 def build_invocation(
-    no_color: bool = False, home: Path | None = None, offline: bool = False, **flags: Any
+    no_color: bool = False, home: str | None = None, offline: bool = False, **flags: Any
 ) -> Invocation:
     """Join the global options with the environment."""
     environ = read_environ()

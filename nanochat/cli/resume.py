@@ -27,7 +27,7 @@ def resume(
     track: Track = None,
 ) -> int:
     """Continue what was interrupted: a stage from its newest good checkpoint, and the pipeline that `run` began."""
-    paths = choose_run(invocation, run) if run else find_interrupted_run(invocation)
+    paths = choose_run(invocation, run) if run is not None else find_interrupted_run(invocation)
     overrides = add_track(overrides, track)
     if paths.pipeline.is_file():
         invocation.console.say(f"resuming the pipeline that `nanochat run` began with run {paths.name}")

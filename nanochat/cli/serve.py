@@ -74,6 +74,7 @@ def serve(
             raise UsageError(f"{option} {seconds} is no number of seconds", f"nanochat serve {option} 300")
     key = api_key if api_key is not None else read_environ().get(KEY_VARIABLE, "")
     check_key(key, f"${KEY_VARIABLE}" if api_key is None else "--api-key")
+    hosts = {read_host(text) for text in allow_host or ()}
     origins, prefix = tuple(read_origin(text) for text in allow_origin or ()), read_root_path(root_path)
     is_local = host in LOOPBACK
     if not is_local and not key and not no_api_key:
@@ -116,8 +117,8 @@ def serve(
         limits=Limits(max_new_tokens, deadline),
         is_chat=found.stage != "base",
     )
-    names = {*LOOPBACK_NAMES, host, *(allow_host or [])}
-    access = Access(names if is_local or allow_host else None, origins, key, root_path=prefix)
+    names = {*LOOPBACK_NAMES, host, *hosts}
+    access = Access(names if is_local or hosts else None, origins, key, root_path=prefix)
     bound, number = listener.getsockname()[:2]
     is_everywhere = bound in EVERYWHERE
     name = "127.0.0.1" if is_everywhere else f"[{host}]" if ":" in host else host
@@ -159,6 +160,19 @@ def read_origin(text: str) -> str:
     scheme, host, port = found.groups()
     is_default = (scheme, port) in (("http", ":80"), ("https", ":443"))
     return f"{scheme}://{host}{'' if is_default else port or ''}"
+
+
+def read_host(text: str) -> str:
+    """A host's name as the Host header is compared. Raises UsageError.
+
+    >>> read_host("MyBox.local"), read_host("[::1]")
+    ('mybox.local', '::1')
+    """
+    name = text.strip().lower()
+    if re.fullmatch(r"[\w.-]+|\[?[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:.]*\]?", name):
+        return name.strip("[]")
+    guess = re.sub(r"^.*://|[:/].*$", "", name) or "name"
+    raise UsageError(f"--allow-host {text!r} is no name of a host", f"nanochat serve --allow-host {guess}")
 
 
 def read_root_path(text: str) -> str:

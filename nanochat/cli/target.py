@@ -59,7 +59,7 @@ def choose_target(
     if preset is None and config is None and run is None:
         run = find_newest(invocation, newest).name
         invocation.console.say(f"run {run}, the newest")
-    name = run or preset or (config.stem if config else "")
+    name = run if run is not None else preset or (config.stem if config else "")
     paths = invocation.workspace.run(name)
     exists = paths.settings.is_file()
     choice = f"--run {name}"
@@ -83,7 +83,7 @@ def choose_target(
         again = shlex.join(["nanochat", "run", *target_options(preset, None, copy, overrides)])
     if not trains:
         follow = shlex.join(["nanochat", "run", *target_options(None, None, copy, overrides)])
-    changed = find_changes(paths, saved, settings, free, copy, again, follow)
+    changed = find_changes(paths, saved, settings, free, again, follow)
     return Target(paths, preset, settings, origins, False, changed, choice)
 
 
@@ -125,19 +125,25 @@ def name_copy(run: RunPaths) -> str:
     return f"{run.name}-{number}"
 
 
+def suggest_copy(run: RunPaths, stage: str, follow: str) -> str:
+    """The commands that train a stage anew in a copy of what came before it. follow: the second one, of `name_copy`."""
+    stages = ("tokenizer", *TRAIN_STAGES)
+    before = stages[stages.index(stage) - 1]
+    return f"nanochat runs copy {run.name} {name_copy(run)} --until {before} && {follow}"
+
+
 def find_changes(
     run: RunPaths,
     saved: "Settings",
     settings: "Settings",
     free: frozenset[str] = frozenset(),
-    copy: str = "NAME",
     again: str = "--run NAME",
     follow: str = "--run NAME",
 ) -> dict[str, tuple[Any, Any]]:
     """What differs from the run's saved settings.
 
-    For the hint: copy names a new run, again is the command that begins it, follow the command that continues it once
-    it has the stages which stay as they are.
+    For the hint: again is the command that begins a new run, follow the command that continues a copy which has the
+    stages that stay as they are.
 
     Raises UsageError where a stage has already used what differs.
     """
@@ -163,7 +169,7 @@ def find_changes(
     more = f" (and {num_more} more)" if num_more else ""
     hint = f"{again}  # a new run; `--run {run.name}` alone keeps the settings"
     if first:  # what came before need not be trained again
-        hint = f"nanochat runs copy {run.name} {copy} --until {stages[first - 1]} && {follow}"
+        hint = suggest_copy(run, stages[first], follow)
     raise UsageError(
         f"run {run.name!r} has trained its {stages[first]} with {key} = {_show(before)}, not {_show(now)}{more}", hint
     )
@@ -182,9 +188,7 @@ def warn_of_changed_data(invocation: Invocation, target: Target, stage: str) -> 
     copy = name_copy(run)
     again = f"nanochat run --preset {target.preset or 'NAME'} --run {copy}"
     if stage != "tokenizer":
-        stages = ("tokenizer", *TRAIN_STAGES)
-        before = stages[stages.index(stage) - 1]
-        again = f"nanochat runs copy {run.name} {copy} --until {before} && nanochat run --run {copy}"
+        again = suggest_copy(run, stage, f"nanochat run --run {copy}")
     invocation.console.say(
         f"warning: {', '.join(names)} has changed since {stage} was trained; {stage} knows what it was before. "
         f"`{again}` trains on what it is now"
@@ -314,10 +318,10 @@ def check_dataset(invocation: Invocation, name: str, choice: str = "--preset d20
 def check_disk(invocation: Invocation, needed: int) -> None:
     """Raise CapacityError where a stage's checkpoints do not fit on the disk."""
     folder = next(path for path in (invocation.home, *invocation.home.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    disk = shutil.disk_usage(folder)
+    if disk.free < needed and disk.total:  # a file system of the kernel has no size, and the write says what is wrong
         raise CapacityError(
-            f"{format_size(needed)} of checkpoints do not fit: {format_size(free)} are free at {invocation.home}",
+            f"{format_size(needed)} of checkpoints do not fit: {format_size(disk.free)} are free at {invocation.home}",
             "--home DIR",
         )
 

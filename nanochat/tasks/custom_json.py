@@ -155,6 +155,7 @@ def _read_value(path: Path, number: int, line: int, value: object, where: str) -
             raise value
         conversation, shape = read_conversation(value)
         check_answers(conversation)
+        check_text(conversation)
     except (ValueError, RecursionError) as error:
         return Entry(number, DataError(f"{where}: {error}", _show_line(path, line)))
     return Entry(number, conversation, shape)
@@ -170,6 +171,18 @@ def check_answers(conversation: Conversation) -> None:
             raise ValueError(f"answer {place // 2 + 1} is empty: it would teach to say nothing")
     if not any(message.role == "assistant" and message.is_learnt for message in messages):
         raise ValueError("no answer is learnt: each has weight 0 or train false")
+
+
+def check_text(conversation: Conversation) -> None:
+    """Raise ValueError if a text holds what UTF-8 cannot: "\\ud83d" alone is half of a character."""
+    for place, message in enumerate(conversation.messages):
+        for part in message.parts:
+            try:
+                part.text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"messages[{place}] holds half a surrogate pair, which no UTF-8 text can hold"
+                ) from None
 
 
 def _show_line(path: Path, number: int) -> str:

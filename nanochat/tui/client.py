@@ -6,6 +6,7 @@ Knows no conversation and loads no torch. Source: OpenAI's API reference.
 import asyncio
 import json
 import re
+import shlex
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
@@ -213,7 +214,10 @@ class Server:
         if isinstance(error, httpx.TimeoutException):
             return DataError(f"{self.url} says nothing ({type(error).__name__})", "ask again, or see what it logged")
         if isinstance(error, httpx.ConnectError):
-            port = httpx.URL(self.url).port or 80
+            if "WRONG_VERSION_NUMBER" in reason:
+                plain = shlex.quote(self.url.replace("https://", "http://", 1))
+                return DataError(f"{self.url} does not speak https", f"nanochat chat --url {plain}")
+            port = httpx.URL(self.url).port or (443 if self.url.startswith("https") else 80)
             start = f"nanochat serve --port {port}  # in another terminal" if self.is_local else "check the address"
             return DataError(f"cannot reach {self.url}: {reason}", start)
         return DataError(f"the connection to {self.url} broke: {reason}", "/again asks once more")

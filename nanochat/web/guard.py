@@ -129,6 +129,8 @@ class Guard:
     def _find_path(self, scope: Scope) -> str:
         """The path without what stands before it behind a proxy; "" where a slash is missing."""
         root, path = self.access.root_path, scope["path"]
+        if path.startswith(("http://", "https://")):  # as a client of a proxy asks (RFC 9112, 3.2.2)
+            path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
         return path.removeprefix(root) if root and (path == root or path.startswith(f"{root}/")) else path
 
     def _tell_browser(self, asked: dict[str, str], is_preflight: bool) -> dict[str, str]:

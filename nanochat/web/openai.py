@@ -37,6 +37,7 @@ def build_router(service: Service) -> APIRouter:
         service.check_model(wish.model)
         if not service.is_chat:
             raise ApiError(400, f"{service.name} is a base model, which has not learned to chat: use /v1/completions")
+        service.check_number(wish.n or 1, "n")
         prompt = await asyncio.to_thread(service.render, wish.messages)
         params = service.plan(wish, len(prompt))
         choices = [Choice(answer, prompt) for answer in service.start(prompt, params, wish.n or 1)]
@@ -48,6 +49,7 @@ def build_router(service: Service) -> APIRouter:
         wish: CompletionRequest = parse_request(CompletionRequest, parse_json(await request.body()))
         service.check_model(wish.model)
         prompts = await asyncio.to_thread(service.encode_all, wish.prompts)
+        service.check_number(len(prompts) * (wish.n or 1), "prompt")
         if any(not prompt for prompt in prompts):
             raise ApiError(400, "prompt: a list of ids is empty", "prompt")
         plans = [service.plan(wish, len(prompt)) for prompt in prompts]

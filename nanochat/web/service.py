@@ -133,6 +133,12 @@ class Service:
         said = f"the context is {self.max_context} tokens; the prompt has {num_prompt}"
         return ApiError(400, said, name, "context_length_exceeded")
 
+    def check_number(self, num_answers: int, name: str) -> None:
+        """Raises ApiError for more answers than fit into an idle server, to which asking again is no help."""
+        if num_answers > self.pool.capacity:
+            said = f"{num_answers} answers are asked for; this server takes at most {self.pool.capacity} at a time"
+            raise ApiError(400, said, name)
+
     def plan(self, request: ChatRequest | CompletionRequest, num_prompt: int) -> SamplingParams:
         """How to sample. Raises ApiError where the prompt or the answer does not fit."""
         if isinstance(request, ChatRequest):

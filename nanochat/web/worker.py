@@ -96,8 +96,13 @@ class EngineWorker:
         return max(0, self.num_active - self._num_slots)
 
     @property
+    def capacity(self) -> int:
+        """Requests that it takes at a time."""
+        return self._num_slots + self._max_waiting
+
+    @property
     def is_full(self) -> bool:
-        return self.num_active >= self._num_slots + self._max_waiting
+        return self.num_active >= self.capacity
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
         """Called in the event loop, as is all but the engine's own work.
@@ -204,6 +209,10 @@ class Pool:
     @property
     def num_waiting(self) -> int:
         return sum(worker.num_waiting for worker in self.workers)
+
+    @property
+    def capacity(self) -> int:
+        return sum(worker.capacity for worker in self.workers)
 
     @property
     def num_tokens(self) -> int:

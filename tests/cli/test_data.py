@@ -66,6 +66,22 @@ def test_lengths_are_those_of_the_runs_tokenizer_and_context(nanochat: Call, hom
     assert "1 for a context of 16 (overlong = truncate): lines 2" in said
 
 
+def test_what_comes_next_can_be_pasted(nanochat: Call, home: Path) -> None:
+    """A run that has learnt its conversations needs a copy to learn others."""
+    Path("my own.jsonl").write_text(f"{GOOD}\n")
+    wish = "--set 'sft.mixture=custom:my own.jsonl'"
+    for name, stages, following in (
+        ("r", ("tokenizer", "base", "mid"), f"nanochat run --run r {wish}"),
+        (
+            "s",
+            ("tokenizer", "base", "mid", "sft"),
+            f"nanochat runs copy s s-2 --until mid && nanochat run --run s-2 {wish}",
+        ),
+    ):
+        Tokenizer([(72, 105)], GPT4_STYLE_PATTERN).save(make_run(home, name, stages).tokenizer)
+        assert nanochat("data", "check", "my own.jsonl", "--run", name).err.splitlines()[-1] == f"next:  {following}"
+
+
 def test_pieces_are_the_whole_and_the_share_is_that_of_the_mask(tmp_path: Path) -> None:
     tokenizer = Tokenizer([], GPT4_STYLE_PATTERN)
     path = tmp_path / "a.jsonl"

@@ -1,7 +1,9 @@
 """Every user error: exit code, sentence and hint, through the whole command line."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +82,10 @@ TABLE = [
     ("train base --preset demo --max-restarts -1", nothing, 2, "--max-restarts -1 is less than 0", "--max-restarts 0"),
     ("train base --preset demo --gpus all --device cpu", nothing, 2, "no GPU to count", "--device cpu --gpus 2"),
     ("eval bpb r --gpus 0", run_with(ALL_DONE), 2, "GPUs = 0 is less than 1", "nanochat eval bpb r --gpus 1"),
+    ("resume ''", nothing, 2, "run = '' is not a name", "nanochat runs ls"),
+    ("train base --run '' --preset demo", nothing, 2, "run = '' is not a name", "nanochat runs ls"),
+    ("download import none --name ''", nothing, 2, "data set '' is not a name", "--name mine"),
+    ("runs ls --home ''", nothing, 2, "--home is empty", "--home DIR"),
     ("runs rm", nothing, 2, "missing argument", "nanochat runs rm --help"),
     ("plan", nothing, 2, "neither --preset nor --config nor --run", "nanochat plan --preset demo"),
     ("train base", nothing, 2, "neither --preset nor --config nor --run", "nanochat train base --preset demo"),
@@ -265,7 +271,7 @@ TABLE = [
 )
 def test_every_error_is_a_sentence_a_hint_and_a_code(nanochat, home, words, prepare, code, sentence, hint) -> None:
     prepare(home)
-    outcome = nanochat(*words.split())
+    outcome = nanochat(*shlex.split(words))
     assert outcome.code == code, outcome.err
     first, second = outcome.err.splitlines()[-2:]
     assert first.startswith("error: ") and sentence in first
@@ -282,10 +288,20 @@ def test_an_unknown_variable_of_a_section_is_an_error(nanochat, monkeypatch) -> 
 
 
 def test_a_full_disk_exits_with_5(nanochat, monkeypatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=2000, free=1000))
     outcome = nanochat("run", "--preset", "demo")
     assert outcome.code == 5
     assert "checkpoints do not fit" in outcome.err and "--home DIR" in outcome.err
+
+
+def test_a_home_that_no_folder_can_be_made_in_exits_with_4(nanochat, tmp_path, monkeypatch) -> None:
+    """Files of the kernel have no disk that could be full."""
+    (tmp_path / "file").write_text("in the way")
+    for home, total in ((tmp_path / "file", 2000), (tmp_path / "file" / "deeper", 0)):
+        free = total and 10**12
+        monkeypatch.setattr("shutil.disk_usage", lambda _path, n=total, m=free: SimpleNamespace(total=n, free=m))
+        outcome = nanochat("run", "--preset", "demo", "--home", str(home))
+        assert outcome.code == 4 and "cannot be" in outcome.err, outcome.err
 
 
 def test_an_error_names_no_stage_of_a_run_that_has_none(nanochat, home) -> None:

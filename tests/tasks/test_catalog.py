@@ -121,6 +121,7 @@ def test_a_file_of_conversations_is_a_task(tmp_path: Path) -> None:
         (LINE.replace('"b"', '"b", "weight": 0').encode(), r":1: no answer is learnt"),
         (LINE.replace('"b"', '"b", "wieght": 0').encode(), r":1: messages\[1\]: the key 'wieght' is not known"),
         (LINE.replace('"b"', '"b", "content": "c"').encode(), r":1: the key 'content' stands twice"),
+        (LINE.replace('"b"', r'"\ud83d"').encode(), r":1: messages\[1\] holds half a surrogate pair"),
         (f"[{LINE},\n{LINE}, 7]".encode(), r":4, conversation 3: expected"),
         (f"[{LINE},\n{LINE}\n{LINE}]".encode(), r":5 is not JSON: Expecting ',' or ']'"),
     ],

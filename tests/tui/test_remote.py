@@ -309,6 +309,12 @@ def test_a_list_of_models_that_is_none_is_said(models, kind, sentence: str) -> N
         Server(server.url).list_models()
 
 
+def test_a_server_that_speaks_no_https_is_said_with_what_reaches_it() -> None:
+    with foreign() as server, pytest.raises(DataError, match="does not speak https") as raised:
+        Server(server.url.replace("http://", "https://")).list_models()
+    assert raised.value.hint == f"nanochat chat --url {Server(server.url).url}"
+
+
 def test_a_server_that_is_not_there_is_said_with_what_starts_one() -> None:
     with pytest.raises(DataError, match="cannot reach http://127.0.0.1:9/v1") as raised:
         Server("http://127.0.0.1:9").list_models()

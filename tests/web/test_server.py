@@ -316,6 +316,32 @@ async def test_a_cancellation_that_comes_as_the_work_ends_is_not_lost() -> None:
     assert await within(60, asyncio.sleep(0, "done")) == "done"
 
 
+def test_more_answers_than_an_idle_server_takes_are_refused_for_good() -> None:
+    """Not 429, which says to ask again."""
+    with serving(tiny_model(), slots=1, max_waiting=1) as server:
+        completion = {"prompt": ["a", "b"], "max_tokens": 1}
+        assert server.post("/v1/completions", completion).status_code == 200
+        message = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        for path, body, name in (
+            ("/v1/completions", completion | {"prompt": ["a", "b", "c"]}, "prompt"),
+            ("/v1/completions", completion | {"n": 2}, "prompt"),
+            ("/v1/chat/completions", message | {"n": 3}, "n"),
+        ):
+            answer = server.post(path, body)
+            assert answer.status_code == 400 and answer.json()["error"]["param"] == name, answer.text
+            assert "this server takes at most 2 at a time" in answer.text
+
+
+def test_a_whole_address_is_a_path_too() -> None:
+    """RFC 9112, 3.2.2: a client of a proxy sends it, and a server must accept it."""
+    with serving(tiny_model()) as server:
+        for target, status in (("/health", b"200"), ("/nowhere", b"404"), ("", b"200"), ("/a://b", b"404")):
+            with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0), timeout=120) as connection:
+                head = "HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close"
+                connection.sendall(f"GET {server.url}{target} {head}\r\n\r\n".encode())
+                assert connection.recv(100).split()[1] == status, target
+
+
 def test_requests_are_spread_over_engines() -> None:
     with serving(SlowModel(), slots=1, max_waiting=1, others=[SlowModel()]) as server:
         one, two = server.service.pool.workers
