@@ -274,6 +274,19 @@ def is_chosen(origins: Origins, key: str) -> bool:
     return not origins.get(key, "default").startswith(("default", "preset "))
 
 
+def options_again(preset: str | None, settings: Settings, origins: Origins, changes: dict | None = None) -> list[str]:
+    """Options that say all of a run's settings again, whatever file they came from. changes: what is to differ."""
+    values = flatten(settings.model_dump())
+    wishes = {key: values[key] for key in origins if key in values and is_chosen(origins, key)} | (changes or {})
+    words = ["--preset", preset] if preset else ["--config", os.devnull]
+    for key, value in wishes.items():
+        words += [
+            "--set",
+            f"{key}={value if isinstance(value, str) else json.dumps(value) if value is not None else 'none'}",
+        ]
+    return words
+
+
 def differing_keys(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (before, after) for every setting that differs."""
     old, new = flatten(before.model_dump()), flatten(after.model_dump())

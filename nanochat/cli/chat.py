@@ -98,7 +98,8 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
     def edit(text: str) -> str:
         return edit_text(find_editor(read_environ()), text)
 
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    streams = (sys.stdin, sys.stdout, sys.stderr)  # the full screen is drawn on stderr
+    is_terminal = all(stream.isatty() for stream in streams)
     if is_terminal and not plain and read_environ().get("TERM") == "dumb":
         console.say("TERM=dumb: this terminal has no full screen; the chat goes line by line")
         plain = True

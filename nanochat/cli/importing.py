@@ -12,6 +12,7 @@ from nanochat.cli.progress import ProgressLine
 from nanochat.errors import InterruptError, UsageError
 from nanochat.paths import RUN_NAME
 from nanochat.sources import TEXT_SOURCES
+from nanochat.stages.lock import find_holder
 
 if TYPE_CHECKING:
     from nanochat.data.folder import ImportReport
@@ -58,6 +59,7 @@ def import_text(
         find_files(source, found)
         invocation.console.show(f"would make {folder} from {found.num_files:,} files of {source}")
         return say_left_out(invocation, found)
+    check_unread(invocation, dataset)
     if (folder / "shards.json").is_file() and not invocation.yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise UsageError(
@@ -92,6 +94,18 @@ def import_text(
             "# give more with --val PATH or --val-share 0.2"
         )
     invocation.console.suggest(f"nanochat run --preset demo --run {dataset} --set data.dataset={dataset}")
+
+
+def check_unread(invocation: Invocation, dataset: str) -> None:
+    """Raise UsageError where a run that is at work may read the data set."""
+    from nanochat.layers import read_saved
+
+    for run in invocation.workspace.list_runs():
+        if (holder := find_holder(run)) and read_saved(run.settings)[1].data.dataset == dataset:
+            raise UsageError(
+                f"run {run.name!r}, at work in process {holder}, reads the data set {dataset!r}",
+                f"--name {dataset}-2  # or wait for it to end",
+            )
 
 
 def say_left_out(invocation: Invocation, report: "ImportReport") -> None:

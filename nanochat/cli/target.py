@@ -177,6 +177,7 @@ def find_changes(
 
 def warn_of_changed_data(invocation: Invocation, target: Target, stage: str) -> None:
     """Say what of the data of a finished stage is not what it learnt from, and what to do for the new one."""
+    from nanochat.layers import options_again
     from nanochat.stages.inputs import find_changed_data, hash_data, read_inputs
 
     run, inputs = target.run, read_inputs(target.run, stage)
@@ -186,7 +187,8 @@ def warn_of_changed_data(invocation: Invocation, target: Target, stage: str) -> 
     if not names:
         return
     copy = name_copy(run)
-    again = f"nanochat run --preset {target.preset or 'NAME'} --run {copy}"
+    settings = options_again(target.preset, target.settings, target.origins)
+    again = shlex.join(["nanochat", "run", "--run", copy, *settings])
     if stage != "tokenizer":
         again = suggest_copy(run, stage, f"nanochat run --run {copy}")
     invocation.console.say(

@@ -78,6 +78,8 @@ def import_folder(
         work, before = dest / WORK, set(dest.glob("shard_*.parquet"))
         try:
             shutil.rmtree(work, ignore_errors=True)  # what a killed import left
+            for path in dest.glob(".*.tmp"):  # the same, of replace_file
+                path.unlink()
             work.mkdir()
             reading = Reading(column, encoding, skip_bad)
             importing = _Import(dest, work, seed, val_share, sizes, reading, report, progress)

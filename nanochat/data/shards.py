@@ -170,6 +170,9 @@ def read_row_group(group: RowGroup) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(group.path) as file:
             return file.read_row_group(group.index, columns=[group.column]).column(0)
+    except FileNotFoundError as error:
+        said = f"{group.path} is not there any more: the data set was replaced while it was read"
+        raise DataError(said, "the same command again reads the one that is there now") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"cannot read row group {group.index} of {group.path}: {error}", order_again(group.path.parent)

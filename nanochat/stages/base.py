@@ -30,6 +30,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
     world = job.world
     tokenizer = open_tokenizer(job)
     folder = open_dataset(job.workspace, job.settings.data.dataset, display, world)
+    dataset_hash = load_manifest(folder).hash  # of what is read, whatever takes its place meanwhile
     config = plan_model(job.settings, tokenizer.vocab_size)
     job = fit_batch(job, "base", config, display)
     settings = job.settings
@@ -55,7 +56,7 @@ def run_base(job: Job, display: Display) -> dict[str, Any]:
             "dropped_share": share,
             "epochs": round(epochs, 2),
             "dataset": settings.data.dataset,
-            "dataset_hash": load_manifest(folder).hash,
+            "dataset_hash": dataset_hash,
         }
 
     course = Course(

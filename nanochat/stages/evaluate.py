@@ -25,7 +25,9 @@ from nanochat.stages.display import Display
 from nanochat.stages.evaluate_core import score_core
 from nanochat.stages.job import Job
 from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, load_subject, save_score, score_path
-from nanochat.tasks.catalog import RUN_CODE, build_task
+from nanochat.tasks.catalog import RUN_CODE, build_task, check_names
+from nanochat.tasks.guarded import GuardedTask
+from nanochat.tasks.task import Task
 from nanochat.tools.sandbox.isolation import check_isolation, measure_isolation
 
 T = TypeVar("T")
@@ -81,13 +83,13 @@ def _score_bpb(job: Job, subject: Subject, display: Display) -> float:
     if rows == "auto":  # any number gives the same score, and without gradients this many fit wherever the model does
         rows = max(1, AUTO_TOKENS // model.config.context)
     packing = job.settings.data.packing
+    data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash, "packing": packing}
     batches = iter_validation(folder, tokenizer, rows, model.config.context, packing)
     token_bytes = torch.tensor(tokenizer.token_bytes, dtype=torch.int64, device=job.world.device)
     bits = measure_bits(model, _tell(job, "bpb", batches), token_bytes, num_tokens, job.world)
     name = "bpb" if packing == "cut" else f"bpb-{packing}"  # another measure of the same model, beside the first
     text = f"{bits.num_tokens:,} tokens of the pretraining text {job.settings.data.dataset}"
     display.say(f"{name} {bits.bpb:.4f} bits per byte on {text}")
-    data = {"dataset": job.settings.data.dataset, "dataset_hash": load_manifest(folder).hash, "packing": packing}
     record = {
         "name": name,
         "bpb": bits.bpb,
@@ -108,8 +110,11 @@ def _tell(job: Job, name: str, batches: Iterable[T]) -> Iterator[T]:
 
 
 def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: bool) -> dict[str, float | None]:
+    folder, weak = job.workspace.tasks, job.settings.eval.allow_weak_isolation
     names = dict.fromkeys(job.settings.eval.tasks)  # one that stands twice is measured once
-    scores = [_score_task(job, subject, display, name, keep_finished) for name in names]
+    tasks = {name: build_task(name, "test", folder=folder, allow_weak_isolation=weak) for name in names}
+    check_names(tasks)
+    scores = [_score_task(job, subject, display, name, task, keep_finished) for name, task in tasks.items()]
     values: dict[str, float | None] = {score.name: score.accuracy for score in scores}
     mean, error = average_centred(scores), estimate_mean_error(scores)
     if mean is not None:
@@ -123,13 +128,13 @@ def _score_chat(job: Job, subject: Subject, display: Display, keep_finished: boo
     return values
 
 
-def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_finished: bool) -> Score:
+def _score_task(job: Job, subject: Subject, display: Display, name: str, task: Task, keep_finished: bool) -> Score:
     wish = job.settings.eval
-    task = build_task(name, "test", folder=job.workspace.tasks, allow_weak_isolation=wish.allow_weak_isolation)
     isolation = _find_isolation(job) if name in RUN_CODE else None
     digest = hash_examples(task, wish.max_examples)
     what = list_measured(wish) | ({"isolation": isolation} if isolation else {})
-    identity = identify(subject, task=task.name, data_sha256=digest, **what)
+    code = {"code_sha256": task.hash_code()} if isinstance(task, GuardedTask) else {}
+    identity = identify(subject, task=task.name, data_sha256=digest, **what, **code)
     path = score_path(job, subject, name_sampled(task.name, wish.answers_each))
     found = find_score(job, path, identity) if keep_finished else None
     if found:
@@ -155,7 +160,7 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, keep_fi
         progress=advance,
     )
     display.finish()
-    derived = {"centred": score.centred, "data_sha256": digest}
+    derived = {"centred": score.centred, "data_sha256": digest, **code}
     if isolation:
         derived["isolation"] = isolation
         display.say(f"{name}: what the model wrote ran in {isolation['level']} isolation")

@@ -49,6 +49,7 @@ def run_finetune(
     plan = sketch_finetune(job.settings, stage, world.world_size, config)
     rows, text = plan.device_batch_size, job.settings.data
     folder = open_dataset(job.workspace, text.dataset, display, world) if settings.replay else None
+    replayed = {"dataset": text.dataset, "dataset_hash": load_manifest(folder).hash} if folder else {}
 
     def open_conversations(rows: int, rank: int, world_size: int, cursor: dict | None) -> FinetuneLoader:
         return FinetuneLoader(
@@ -95,7 +96,6 @@ def run_finetune(
                 f"of {counts.total:,} conversations {counts.dropped:,} were dropped, {counts.truncated:,} truncated: "
                 f"longer than the context of {config.context}"
             )
-        replayed = {"dataset": text.dataset, "dataset_hash": load_manifest(folder).hash} if folder else {}
         return {"conversations": len(conversations), "counts": asdict(counts), "mixture_hash": data_hash, **replayed}
 
     course = Course(

@@ -1,12 +1,11 @@
 """The memory of a stage beside its plan: what was expected on this device, and what the peak was."""
 
-import json
 import shlex
 from typing import Any
 
 from nanochat.device_memory import peak_memory_bytes, start_memory
 from nanochat.disk import format_size
-from nanochat.layers import flatten, read_saved
+from nanochat.layers import options_again, read_saved
 from nanochat.model.config import GPTConfig
 from nanochat.model.memory import MemoryEstimate, estimate_memory
 from nanochat.runtime import can_compile
@@ -78,18 +77,11 @@ def describe_circumstances(job: Job) -> dict[str, Any]:
 def suggest_smaller(job: Job, context: int) -> str:
     """The command of a new run with half of the context: one that has started keeps its model."""
     preset, _, origins = read_saved(job.run.settings)
-    settings = flatten(job.settings.model_dump())
-    wishes = {key: settings[key] for key, origin in origins.items() if not origin.startswith(("default", "preset"))}
-    wishes |= {"model.context": max(8, context // 2)}
+    wishes: dict[str, Any] = {"model.context": max(8, context // 2)}
     practice = job.settings.rl
     if practice.task is not None and practice.max_new_tokens >= wishes["model.context"]:
         wishes |= {"rl.max_new_tokens": wishes["model.context"] // 2}
-    words = ["nanochat", "run", *(("--preset", preset) if preset else ()), "--run", f"{job.run.name}-2"]
-    for key, value in wishes.items():
-        words += [
-            "--set",
-            f"{key}={value if isinstance(value, str) else 'none' if value is None else json.dumps(value)}",
-        ]
+    words = ["nanochat", "run", "--run", f"{job.run.name}-2", *options_again(preset, job.settings, origins, wishes)]
     return shlex.join([*words, *suggest_gpus(job)])
 
 

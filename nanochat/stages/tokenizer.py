@@ -26,6 +26,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     """Train the run's tokenizer; the folder appears whole, its result.json included. Returns the result."""
     settings = job.settings.tokenizer
     folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
+    dataset_hash = load_manifest(folder).hash
     display.say(
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
         f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
@@ -61,7 +62,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokenizer_hash": tokenizer.hash,
         "dataset": job.settings.data.dataset,
-        "dataset_hash": load_manifest(folder).hash,
+        "dataset_hash": dataset_hash,
         "nanochat_version": nanochat.__version__,
     }
     compression, _ = compare_vocabularies(job.run.name, tokenizer.encode, job.workspace.ranks)

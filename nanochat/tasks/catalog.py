@@ -1,7 +1,7 @@
 """Tasks by name: what `sft.mixture` and `eval.tasks` of a preset mean."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -170,17 +170,30 @@ def find_missing(mixture: Sequence[str], scored: Sequence[str] = (), *, folder: 
     """
     missing: dict[str, None] = {}
 
-    def attempt(name: str, build: Callable[[], Task]) -> None:
+    def attempt(name: str, build: Callable[[], Task]) -> Task | None:
         try:
-            build()
+            return build()
         except MissingError:
             if name not in HUB:
                 raise
             missing[name] = None
+            return None
 
     for spec in mixture:
         for split in SPLITS:
             attempt(parse_spec(spec).name, partial(build_entry, spec, split, folder=folder))
-    for name in scored:
-        attempt(name, partial(build_task, name, "test", 1, folder=folder))
+    tasks = {name: attempt(name, partial(build_task, name, "test", 1, folder=folder)) for name in scored}
+    check_names({name: task for name, task in tasks.items() if task})
     return list(missing)
+
+
+def check_names(tasks: Mapping[str, Task]) -> None:
+    """Raise UsageError if two tasks have one name. tasks: by how the settings name them."""
+    specs: dict[str, str] = {}
+    for spec, task in tasks.items():
+        if task.name in specs:
+            raise UsageError(
+                f"{specs[task.name]} and {spec} are both named {task.name!r}: their scores would be one file",
+                f'name = "my-{task.name}"  # in the class of one',
+            )
+        specs[task.name] = spec

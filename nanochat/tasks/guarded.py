@@ -4,6 +4,8 @@ A wrong type would otherwise be found far from where it was made, or not at all:
 """
 
 import contextlib
+import hashlib
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +44,11 @@ class GuardedTask(Task):
 
     def num_examples(self) -> int:
         return self._num_examples
+
+    def hash_code(self) -> str:
+        """SHA-256 of the file with the task's class: what its verdicts depend on beside the answers."""
+        path = inspect.getsourcefile(type(self._task))
+        return hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()
 
     def example(self, index: int) -> Conversation:
         with watch_code(self._where):

@@ -1,11 +1,14 @@
 """`nanochat download import`: what it says, and how it ends."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from nanochat.data.shards import verify_dataset
+from nanochat.stages.lock import lock_run
+from tests.cli.conftest import make_run
 
 
 @pytest.fixture
@@ -107,6 +110,7 @@ def test_what_a_killed_import_left_goes_with_the_next(nanochat, home, texts) -> 
     (left / ".import").mkdir(parents=True)
     (left / ".import" / "bucket_0").touch()
     (left / "shard_00000.parquet").touch()
+    (left / ".shard_00000.parquet.123.tmp").touch()
     assert nanochat("download", "import", "texts", "--key", "body").code == 0
     assert sorted(path.name for path in left.iterdir()) == [
         "shard_00001.parquet",
@@ -114,3 +118,14 @@ def test_what_a_killed_import_left_goes_with_the_next(nanochat, home, texts) -> 
         "shards.json",
     ]
     verify_dataset(left)
+
+
+def test_a_text_that_a_run_reads_is_not_replaced(nanochat, home, texts) -> None:
+    run = make_run(home, "r", ("tokenizer",), "", "data.dataset=texts")
+    words = ("download", "import", "texts", "--key", "body", "--yes")
+    with lock_run(run):
+        outcome = nanochat(*words)
+        assert outcome.code == 2 and f"run 'r', at work in process {os.getpid()}, reads the data set" in outcome.err
+        assert "--name texts-2" in outcome.err and not (home / "data").exists()
+        assert nanochat(*words, "--name", "texts-2").code == 0
+    assert nanochat(*words).code == 0

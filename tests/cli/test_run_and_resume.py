@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,10 +112,10 @@ def test_resume_needs_no_room_for_what_the_stage_has_already(nanochat: Call, lau
     with (run.stage("base").checkpoint(10) / "model.safetensors").open("wb") as file:
         file.truncate(60_000_000)  # about as much as two checkpoints of the demo
     with monkeypatch.context() as patched:
-        patched.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 30_000_000}))
+        patched.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=10**9, free=30_000_000))
         assert nanochat("train", "base", "--run", "r", "--set", "model.depth=4").code == 0
     other = make_run(home, "other", ("tokenizer",))
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 30_000_000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=10**9, free=30_000_000))
     outcome = nanochat("train", "base", "--run", other.name)
     assert outcome.code == CapacityError.exit_code and "checkpoints do not fit" in outcome.err
 
@@ -243,4 +245,9 @@ def test_data_that_changed_after_the_end_is_said(nanochat: Call, launched, home:
     assert outcome.code == 0, outcome.err
     for stage in ("tokenizer", "base"):
         assert f"warning: data set 'demo' has changed since {stage} was trained" in outcome.err
-    assert "nanochat run --preset demo --run r-2" in outcome.err
+    again = next(line for line in outcome.err.splitlines() if "tokenizer was trained" in line).split("`")[1]
+    assert nanochat(*shlex.split(again)[1:], "--dry-run").code == 0
+    assert (
+        again.startswith("nanochat run --run r-2 --preset demo") and f"--set 'sft.mixture=[\"custom:{mine}\"]'" in again
+    )
+    assert "--set rl.task=none" in again and again.count("--set") == 2

@@ -1,6 +1,8 @@
 """A score belongs to its settings and its model: a quick evaluation never takes the place of a fuller one."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
+from nanochat.errors import UsageError
 from nanochat.layers import load_settings
 from nanochat.paths import RunPaths, Workspace
 from nanochat.report.collect import collect_report
@@ -15,6 +18,7 @@ from nanochat.runtime import World
 from nanochat.settings import Settings
 from nanochat.stages.__main__ import main
 from nanochat.stages.scores import IDENTITY, find_score, save_score
+from nanochat.tasks.catalog import find_missing
 
 ABOUT = {"stage": "sft", "step": 20, "seed": 42, "dtype": "float32", "model_sha256": "a"}
 
@@ -164,3 +168,47 @@ def test_a_quick_look_at_a_trained_model_leaves_its_scores(start_run: Callable[.
     beside = {name: json.loads(text) for name, text in after.items() if name not in before}
     assert {score["name"] for score in beside.values()} == {"letters", "ChatCORE", "bpb"}
     assert not any(score["counts"] for score in beside.values())
+
+
+OWN = """
+from nanochat.conversation import Conversation, assistant, user
+from nanochat.tasks.task import Task
+
+class Own(Task):
+    name, eval_type = "own", "generative"
+
+    def __init__(self, split):
+        pass
+
+    def num_examples(self):
+        return 2
+
+    def example(self, index):
+        return Conversation((user(str(index)), assistant("yes")))
+
+    def evaluate(self, conversation, completion):
+        return False
+"""
+
+
+def test_a_score_belongs_to_the_code_that_graded_it(
+    start_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    settings = start_run(stages=("base", "mid", "sft"), changes={"eval": {"tasks": [f"{file}:Own"]}})
+    words = ["evaluate", str(settings), "--of", "sft", "--score", "chat", "--keep-finished"]
+    for verdict, is_known in (("False", False), ("False", True), ("True", False)):
+        file.write_text(OWN.replace("return False", f"return {verdict}"))
+        sys.modules.pop("nanochat_custom_" + re.sub(r"\W", "_", str(file)), None)  # as in another process
+        assert main(words) == 0
+        assert ("as measured before" in capsys.readouterr().err) == is_known
+        score = json.loads((settings.parent / "eval" / "sft_own.json").read_text())
+        assert score["accuracy"] == float(verdict == "True")
+    (tmp_path / "other.py").write_text(OWN)
+    tasks = [f"{file}:Own", f"{tmp_path / 'other.py'}:Own"]
+    settings = start_run("both", stages=("base", "mid", "sft"), changes={"eval": {"tasks": tasks}})
+    assert main(["evaluate", str(settings), *words[2:]]) == 2
+    assert "are both named 'own': their scores would be one file" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="are both named 'own'"):
+        find_missing((), tasks)

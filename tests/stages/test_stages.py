@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nanochat.checkpoint import load_checkpoint
+from nanochat.data.dataset import Manifest, load_manifest
 from nanochat.errors import DataError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.processes import module_command
@@ -99,6 +100,24 @@ def test_mid_that_replays_text_names_it(trained_home: Path) -> None:
     base, mid = (json.loads(run.stage(stage).result.read_text()) for stage in ("base", "mid"))
     assert mid["dataset_hash"] == base["dataset_hash"] and mid["dataset"] == "tiny"
     assert "dataset_hash" not in json.loads(run.stage("sft").result.read_text())
+
+
+def test_a_result_names_the_text_that_was_opened(start_run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may have taken its place by the end."""
+    seen: list[Path] = []
+
+    def look(folder: Path) -> Manifest:
+        seen.append(folder)
+        return load_manifest(folder) if len(seen) == 1 else Manifest(())
+
+    for stage in ("tokenizer", "base", "mid"):
+        seen.clear()
+        settings, name = start_run(f"opened-{stage}", stages=("base",)), stage if stage != "mid" else "finetune"
+        shutil.rmtree(settings.parent / stage, ignore_errors=True)
+        monkeypatch.setattr(f"nanochat.stages.{name}.load_manifest", look)
+        assert main([stage, str(settings)]) == 0
+        result = json.loads((settings.parent / stage / "result.json").read_text())
+        assert result["dataset_hash"] == load_manifest(seen[0]).hash
 
 
 def test_cropped_rows_are_those_of_training_and_of_every_bits_per_byte(
