@@ -57,13 +57,12 @@ class Recorder:
     def edit(self, turn: int, text: str) -> Iterator[Any]:
         """See ChatSession.edit: the new question is a sibling of the old one."""
         pieces = self.session.edit(turn, text)
-        parent = self.path[2 * turn - 1].id if self.path and turn else None
-        return self._record(pieces, turn, parent, text)
+        return self._record(pieces, self._find_last(2 * turn), text)
 
     def regenerate(self) -> Iterator[Any]:
         """See ChatSession.regenerate: the new answer is a sibling of the old one."""
         pieces = self.session.regenerate()
-        return self._record(pieces, len(self.session.history.messages) // 2 - 1, None, None)
+        return self._record(pieces, self._find_last(len(self.session.history.messages) - 1), None)
 
     def choose(self, message: int) -> None:
         """Show the branch of a sibling."""
@@ -87,11 +86,17 @@ class Recorder:
         self._follow()
         return True
 
-    def _record(self, pieces: Iterator[Any], turn: int, parent: int | None, text: str | None) -> Iterator[Any]:
-        """text: the question; None answers the one of this turn again."""
+    def _find_last(self, num_messages: int) -> int | None:
+        """The id of the last of the first messages. There is one less where a question at the end has no answer."""
+        found = self.path[:num_messages]
+        return found[-1].id if found else None
+
+    def _record(self, pieces: Iterator[Any], parent: int | None, text: str | None) -> Iterator[Any]:
+        """text: the question behind parent; None answers parent again."""
         parts: list[Part] = []
         before = self.chat, self.path
-        first, answer = self._begin(turn, parent, text)
+        self.session.finish = None  # if the question cannot be kept, there is no such turn
+        first, answer = self._begin(parent, text)
         saved = float("-inf")
         try:
             for piece in pieces:
@@ -108,32 +113,36 @@ class Recorder:
             if self.store is not None:
                 self.store.locks.release(answer)
             if self.store is not None and self.chat is not None:
-                if self.session.finish is None:  # refused, so that there is no such turn
-                    self.store.discard(self.chat, first, before[1][-1].id if before[1] else None)
-                    self.chat = before[0]
-                else:
-                    self.store.write(answer, self.session.history.messages[-1].parts, self.session.finish)
-                    self.path = self.store.read(self.chat)
+                try:
+                    if self.session.finish is None:  # refused, so that there is no such turn
+                        self.store.discard(self.chat, first, before[1][-1].id if before[1] else None)
+                        self.chat = before[0]
+                    else:
+                        self.store.write(answer, self.session.history.messages[-1].parts, self.session.finish)
+                finally:  # a full disk took less: catch_up would take the rest for another program's
+                    self.path = self.store.read(self.chat) if self.chat is not None else ()
 
-    def _begin(self, turn: int, parent: int | None, text: str | None) -> tuple[int, int]:
+    def _begin(self, parent: int | None, text: str | None) -> tuple[int, int]:
         """Write the question, unless it is there, and an answer without words; returns the ids of the first new one
         and of the answer."""
         if self.store is None:
             return 0, 0
-        if self.chat is None:
-            self.chat = self.store.create(self.session.system)
         about = {"model": self.session.name, "sampling": asdict(self.session.params)}
-        question = self.path[2 * turn].id if text is None else self.store.add(self.chat, parent, user(text))
-        answer = self.store.add(self.chat, question, Message("assistant", ()), **about)
+        if text is None:
+            assert self.chat is not None
+            first = answer = self.store.add(self.chat, parent, Message("assistant", ()), **about)
+        else:
+            asked = self.store.ask(self.chat, parent, user(text), system=self.session.system, **about)
+            self.chat, first, answer = asked
         self.store.locks.hold(answer)
-        return (answer if text is None else question), answer
+        return first, answer
 
     def _follow(self) -> None:
         """Bring the session to the current branch."""
         assert self.store is not None and self.chat is not None
         self.path = self.store.read(self.chat)
         messages = [stored.message for stored in self.path]
-        if len(messages) % 2:  # its program was killed before the answer began
+        if len(messages) % 2:  # it was imported so, or its program was killed
             messages.append(Message("assistant", ()))
         whole = [m if m.parts else Message(m.role, (Part("text", ""),)) for m in messages]
         self.session.load(Conversation(tuple(whole))) if whole else self.session.clear()

@@ -92,6 +92,31 @@ class ChatStore:
         with self._db.writing():
             return self._add(chat, parent, message, model, sampling, finish)
 
+    def ask(
+        self,
+        chat: str | None,
+        parent: int | None,
+        question: Message,
+        *,
+        system: str = "",
+        model: str = "",
+        sampling: dict[str, Any] | None = None,
+    ) -> tuple[str, int, int]:
+        """Add a question and an answer without words behind it, both or none; returns the ids of the conversation, of
+        the first new message and of the answer.
+
+        chat: None begins one with the system prompt. A parent that is a question gets an empty answer first.
+        """
+        empty = Message("assistant", ())
+        with self._db.writing():
+            chat = self._create(system, "") if chat is None else chat
+            first = None
+            if self._db.one("SELECT role FROM messages WHERE id = ?", parent) == ("user",):
+                first = parent = self._add(chat, parent, empty, "", None, None)
+            asked = self._add(chat, parent, question, "", None, None)
+            answer = self._add(chat, asked, empty, model, sampling, None)
+        return chat, asked if first is None else first, answer
+
     def write(self, message: int, parts: Sequence[Part], finish: Finish | None = None) -> None:
         """Replace what an answer says so far. Quietly nothing where its conversation was deleted meanwhile."""
         # A kill loses nothing of it without waiting for the disk; a power cut may take the last words of an answer that

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -211,10 +212,21 @@ class Server:
     def _explain_transport(self, error: httpx.HTTPError) -> NanochatError:
         reason = clean(str(error) or type(error).__name__, MAX_SAID)
         reason = reason.replace("All connection attempts failed", "nothing answers there")  # several addresses
+        name, proxy = ("", "") if self.is_local else find_proxy(self.url)
+        is_plain = "WRONG_VERSION_NUMBER" in reason
+        if (
+            proxy
+            and isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
+            and (proxy.startswith("https://") or not is_plain)  # else the server said it, through the proxy
+        ):
+            return DataError(
+                f"cannot reach {self.url} through the proxy {proxy} of ${name}: {reason}",
+                f"no_proxy={self.host} nanochat chat --url {shlex.quote(self.url)}  # without it; or mend ${name}",
+            )
         if isinstance(error, httpx.TimeoutException):
             return DataError(f"{self.url} says nothing ({type(error).__name__})", "ask again, or see what it logged")
         if isinstance(error, httpx.ConnectError):
-            if "WRONG_VERSION_NUMBER" in reason:
+            if is_plain:
                 plain = shlex.quote(self.url.replace("https://", "http://", 1))
                 return DataError(f"{self.url} does not speak https", f"nanochat chat --url {plain}")
             port = httpx.URL(self.url).port or (443 if self.url.startswith("https") else 80)
@@ -244,6 +256,18 @@ def read_url(text: str) -> str:
     path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/models")
     path = path if path.endswith("/v1") or path.count("/") > 1 else f"{path}/v1"
     return str(url.copy_with(path=path, query=None, fragment=None))
+
+
+def find_proxy(url: str) -> tuple[str, str]:
+    """The variable (it may be written in capitals) whose proxy an HTTP client takes for an address, and that proxy
+    without user and password; two empty strings if it takes none."""
+    address, proxies = httpx.URL(url), getproxies()
+    if not (proxy_bypass(address.host) or proxy_bypass(address.netloc.decode())):
+        for scheme in (address.scheme, "all"):
+            if proxies.get(scheme):
+                kind, _, place = proxies[scheme].rpartition("://")
+                return f"{scheme}_proxy", f"{kind.lower() or 'http'}://{place.rpartition('@')[2]}"
+    return "", ""
 
 
 def read_refusal(response: httpx.Response, content: bytes) -> Refusal:

@@ -1,14 +1,18 @@
 """A session whose conversation is kept while it happens."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from nanochat.chats.recorder import Recorder
 from nanochat.chats.store import ChatStore
+from nanochat.conversation import Conversation, Message, Part, user
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.session import ChatSession
-from nanochat.errors import MissingError, UsageError
+from nanochat.errors import CapacityError, MissingError, UsageError
 from tests.engine.fakes import ByteTokenizer, ScriptedModel
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=64)
@@ -174,3 +178,85 @@ def test_a_conversation_that_was_deleted_elsewhere_is_left(store: ChatStore) -> 
     ChatStore(store.path).delete(recorder.chat or "")
     assert recorder.catch_up() and recorder.chat is None and recorder.session.history.messages == ()
     assert say(recorder.send("b")) == "two" and shown(recorder) == ["b", "two"]
+
+
+ANSWERED = (user("a"), Message("assistant", (Part("text", "one"),)))
+
+
+@pytest.mark.parametrize("before", [(), ANSWERED], ids=["alone", "behind a turn"])
+def test_a_question_without_an_answer_is_gone_on_from(store: ChatStore, before: tuple[Message, ...]) -> None:
+    said = [message.text for message in before]
+    chat = store.load(Conversation((*before, user("b"))))
+    recorder = Recorder(session_of(["two"], ["three"], ["four"], context=64), store, chat)
+    with pytest.raises(UsageError, match="the message takes"):
+        say(recorder.send("x" * 100))
+    assert shown(recorder) == [*said, "b"] and not recorder.catch_up(), "refused: it is as it was"
+    say(recorder.send("c"))
+    assert shown(recorder) == [*said, "b", "", "c", "two"] and not recorder.catch_up()
+    assert [one.siblings for one in recorder.path] == [(one.id,) for one in recorder.path]
+    assert [m.text for m in recorder.session.history.messages] == shown(recorder)
+    say(recorder.edit(len(before) // 2 + 1, "d"))
+    assert shown(recorder) == [*said, "b", "", "d", "three"]
+    say(recorder.edit(len(before) // 2, "B"))
+    assert shown(recorder) == [*said, "B", "four"]
+
+
+def test_a_question_without_an_answer_is_answered_or_edited(store: ChatStore) -> None:
+    question = Conversation((*ANSWERED, user("b")))
+    again = Recorder(session_of(["two"]), store, store.load(question))
+    say(again.regenerate())
+    assert shown(again) == ["a", "one", "b", "two"]
+    edited = Recorder(session_of(["two"]), store, store.load(question))
+    say(edited.edit(1, "B"))
+    assert shown(edited) == ["a", "one", "B", "two"] and len(edited.path[2].siblings) == 2
+
+
+@contextmanager
+def full_disk(store: ChatStore, event: str) -> Iterator[None]:
+    """The disk of a store takes nothing of this kind."""
+    assert store.path is not None
+    with sqlite3.connect(store.path) as disk:
+        disk.execute(f"CREATE TRIGGER full BEFORE {event} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+    yield
+    with sqlite3.connect(store.path) as disk:
+        disk.execute("DROP TRIGGER full")
+
+
+@pytest.mark.parametrize("num_turns", [0, 1])
+@pytest.mark.parametrize("event", ["INSERT ON messages WHEN NEW.role = 'assistant'", "INSERT ON messages"])
+def test_a_disk_that_takes_no_turn_leaves_everything_as_it_was(store: ChatStore, num_turns: int, event: str) -> None:
+    recorder = Recorder(session_of(["one"], ["two"]), store)
+    for _ in range(num_turns):
+        say(recorder.send("a"))
+    before = recorder.chat, shown(recorder), store.list()
+    with full_disk(store, event):
+        for ask in [lambda: recorder.send("b"), lambda: recorder.edit(0, "b"), *[recorder.regenerate] * num_turns]:
+            with pytest.raises(CapacityError, match="is full"):
+                say(ask())
+            assert recorder.session.finish is None, "this is how the full screen knows it"
+            assert (recorder.chat, shown(recorder), store.list()) == before and not recorder.catch_up()
+    say(recorder.send("c"))
+    assert shown(recorder)[-2] == "c" and [m.text for m in recorder.session.history.messages] == shown(recorder)
+
+
+@pytest.mark.parametrize("place", ["NEW.parts <> '[]'", "NEW.finish IS NOT NULL"], ids=["first word", "end"])
+def test_what_a_full_disk_did_not_take_was_no_other_program(store: ChatStore, place: str) -> None:
+    recorder = Recorder(session_of(["one"], ["two"], ["three"]), store)
+    say(recorder.send("a"))
+    with full_disk(store, f"UPDATE ON messages WHEN {place}"):
+        with pytest.raises(CapacityError, match="is full"):
+            say(recorder.send("b"))
+        assert not recorder.catch_up() and len(recorder.path) == len(recorder.session.history.messages) == 4
+    say(recorder.send("c"))
+    assert shown(recorder)[::2] == ["a", "b", "c"]
+
+
+def test_a_refused_question_that_the_disk_does_not_take_back_harms_nothing(store: ChatStore) -> None:
+    recorder = Recorder(session_of(["one"], context=64), store)
+    say(recorder.send("a"))
+    with full_disk(store, "DELETE ON messages"):
+        with pytest.raises(CapacityError, match="is full"):
+            say(recorder.send("x" * 100))
+        assert not recorder.catch_up()
+    say(recorder.send("b"))
+    assert shown(recorder) == ["a", "one", "b", "one"]

@@ -1,7 +1,9 @@
 """`nanochat chat` from the command line, with a server instead of a model."""
 
+import builtins
 import io
 import json
+import sys
 
 import pytest
 
@@ -143,3 +145,21 @@ def test_trained_models_are_listed_and_a_mistyped_one_is_guessed(home) -> None:
         with pytest.raises(NanochatError) as raised:
             models.open(name, None)
         assert sentence in raised.value.message and hint in raised.value.hint, name
+
+
+@pytest.mark.parametrize("aside", [None, "stdout", "stderr"])
+def test_the_full_screen_is_drawn_only_if_everything_goes_to_the_terminal(nanochat, monkeypatch, aside) -> None:
+    faces = []
+
+    def read(_: str) -> str:
+        faces.append("lines")
+        raise EOFError
+
+    monkeypatch.setattr("nanochat.tui.app.ChatApp.run", lambda app: faces.append("screen"))
+    monkeypatch.setattr(builtins, "input", read)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in {"stdin", "stdout", "stderr"} - {aside}:
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
+    with foreign() as server:
+        assert nanochat("chat", "--url", server.url).code == 0
+    assert faces == (["lines"] if aside else ["screen"])

@@ -1,3 +1,4 @@
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,16 @@ def test_what_another_program_added_is_said_before_a_question(tmp_path: Path) ->
     run_plain(recorder, terminal.read, terminal.write, terminal.notes.append)
     assert terminal.notes == ["The conversation went on in another program; it is now:"]
     assert terminal.output.strip() == "> a\none\n> b\ntwo\nthree" and len(recorder.path) == 6
+
+
+def test_a_full_disk_is_said_once_a_line_and_is_no_other_program(tmp_path: Path) -> None:
+    store = ChatStore(tmp_path / "chats.db")
+    with sqlite3.connect(tmp_path / "chats.db") as disk:
+        full = "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        disk.execute(f"CREATE TRIGGER full BEFORE INSERT ON messages WHEN NEW.role = 'assistant' {full}")
+    terminal = Terminal("a", "b", EOFError)
+    recorder = Recorder(session_of(["one"]), store)
+    assert run_plain(recorder, terminal.read, terminal.write, terminal.notes.append, is_script=True) == 5
+    first, second, end = terminal.notes
+    assert first == second and "is full: conversations cannot be written" in first
+    assert end.startswith("2 of 2 lines failed") and terminal.output.strip() == "" and store.list() == []

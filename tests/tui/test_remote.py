@@ -12,7 +12,7 @@ from nanochat.chats.recorder import Recorder
 from nanochat.chats.store import ChatStore
 from nanochat.conversation import parse_conversation
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
-from nanochat.tui.client import ServedModel, Server, read_url
+from nanochat.tui.client import ServedModel, Server, find_proxy, read_url
 from nanochat.tui.remote import RemoteParams, RemoteSession
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
@@ -322,6 +322,31 @@ def test_a_server_that_is_not_there_is_said_with_what_starts_one() -> None:
     session = RemoteSession(Server("http://127.0.0.1:9"), ServedModel("m"))
     with pytest.raises(NanochatError, match="cannot reach"):
         list(session.send("go"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("https_proxy", "http://me:secret@127.0.0.1:9", "http://127.0.0.1:9 of $https_proxy"),
+        ("HTTPS_PROXY", "127.0.0.1:9", "http://127.0.0.1:9 of $https_proxy"),
+        ("all_proxy", "http://nosuchproxy.invalid:3128", "http://nosuchproxy.invalid:3128 of $all_proxy"),
+    ],
+)
+def test_a_proxy_that_is_not_there_is_said_with_its_variable(monkeypatch, name: str, value: str, shown: str) -> None:
+    for each in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.upper(), raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("http_proxy", "http://another:1")
+    with pytest.raises(DataError) as raised:
+        Server("https://192.0.2.1:8123").list_models()
+    assert raised.value.message.startswith(f"cannot reach https://192.0.2.1:8123/v1 through the proxy {shown}: ")
+    assert raised.value.hint.startswith("no_proxy=192.0.2.1 nanochat chat --url https://192.0.2.1:8123/v1  # ")
+    assert "secret" not in f"{raised.value.message} {raised.value.hint}"
+    with pytest.raises(DataError, match="through the proxy"):
+        list(RemoteSession(Server("https://192.0.2.1:8123"), ServedModel("m")).send("go"))
+    monkeypatch.setenv("no_proxy", "example.org, 192.0.2.1")
+    assert find_proxy("https://192.0.2.1:8123/v1") == find_proxy("https://sub.example.org/v1") == ("", "")
 
 
 def test_a_key_over_an_open_network_is_noticed() -> None:
