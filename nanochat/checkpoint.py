@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat.disk import SHARED_SECONDS, await_path, check_space, disk_errors, sync_folder, write_text
+from nanochat.disk import SHARED_SECONDS, SPARE_BYTES, await_path, check_space, disk_errors, sync_folder, write_text
 from nanochat.errors import DataError, LostError, MissingError, NanochatError, UsageError
 from nanochat.manifest import (
     MANIFEST,
@@ -40,7 +40,6 @@ from nanochat.safetensors_file import write_tensors
 
 TEMPORARY = "tmp_"
 CORRUPT = "corrupt_"
-SPARE_BYTES = 16 * 2**20  # room for state.json, the manifest and the file system's own bookkeeping
 
 T = TypeVar("T")
 

@@ -24,6 +24,7 @@ FAILING = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTAL
 MEND = "nanochat doctor  # mend the disk; then the same command again, or `nanochat resume`"
 CHOOSE_ANOTHER = "--out DIR  # another folder, where files can be written"
 SHARED_SECONDS = 30.0  # a network file system may show a new file late: NFS caches a folder for up to 30 s
+SPARE_BYTES = 16 * 2**20  # beside tensors: records, the manifest and the file system's own bookkeeping
 MAKE_ROOM = "nanochat runs ls  # `nanochat runs rm RUN` makes room; then the same command again, or `nanochat resume`"
 
 

@@ -11,7 +11,7 @@ from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_target
-from nanochat.cli.validation import check_settings
+from nanochat.cli.validation import check_settings, say_missing
 
 app = new_group("See and check settings.")
 
@@ -57,7 +57,9 @@ def validate(
     """Check settings without starting anything: keys, bounds, divisibility, mixtures."""
     settings, origins = resolve(invocation, preset, config, overrides, run)
     if missing := check_settings(invocation, settings, origins, cluster.world_size):
-        invocation.console.say(f"not downloaded yet: {', '.join(missing)}  # nanochat download tasks")
+        invocation.console.say(say_missing(missing))
+    if empty := [stage for stage in ("mid", "sft") if not getattr(settings, stage).mixture]:
+        invocation.console.say(f"{' and '.join(empty)}: the mixture is empty, so `train base` works and `run` does not")
     if invocation.as_json:
         invocation.console.show_json({"valid": True})
     else:

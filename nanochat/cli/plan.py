@@ -12,7 +12,7 @@ from nanochat.cli.console import format_table
 from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
-from nanochat.cli.validation import check_settings
+from nanochat.cli.validation import check_settings, say_missing
 from nanochat.disk import format_size
 from nanochat.sources import TEXT_SOURCES
 
@@ -39,7 +39,7 @@ def plan(
     if preset is None and config is None and run is None:
         find_newest(invocation, allowed=False)
     settings, origins = resolve(invocation, preset, config, overrides, run)
-    check_settings(invocation, settings, origins, cluster.world_size)
+    missing = check_settings(invocation, settings, origins, cluster.world_size)
     chosen = is_chosen(origins, "batch.device_batch_size")
     lowered = {stage: lower_rows(settings, stage, cluster.world_size, chosen) for stage in ("base", "mid", "sft")}
     base = plan_base(lowered["base"][0], cluster.world_size)
@@ -69,6 +69,8 @@ def plan(
         invocation.console.say("tokens of rl are an upper bound: the real number depends on how long the answers are")
         if plans[-1].num_steps is None:
             invocation.console.say(f"steps of rl follow from its epochs once {settings.rl.task} is there")
+    if missing:
+        invocation.console.say(say_missing(missing))
     words = [*target_options(preset, config, run, overrides), *cluster.options()]
     invocation.console.suggest(shlex.join(["nanochat", "run", *words]))
 

@@ -30,8 +30,8 @@ from nanochat.cli.target import (
 )
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_devices, check_stage, describe_result, start
-from nanochat.cli.validation import check_settings
-from nanochat.data.core_bundle import AGAIN, has_bundle, load_bundle
+from nanochat.cli.validation import check_settings, say_missing
+from nanochat.data.core_bundle import AGAIN, has_bundle
 from nanochat.disk import disk_errors, write_atomically
 from nanochat.errors import MissingError
 
@@ -61,10 +61,10 @@ def run_pipeline(
     check_devices(target.settings.runtime.device, cluster)
     for stage in pending:  # everything is checked before anything is started
         check_stage(stage, invocation, target, cluster)
-    check_settings(invocation, target.settings, target.origins, cluster.world_size, pending, scores=not is_scored)
+    wish = (target.settings, target.origins, cluster.world_size, pending)
+    if (missing := check_settings(invocation, *wish, scores=not is_scored)) and invocation.dry_run:
+        invocation.console.say(say_missing(missing))
     check_code(target)
-    if has_bundle(invocation.workspace.core):
-        load_bundle(invocation.workspace.core, target.settings.eval.core_tasks)
     if cluster.nodes > 1 and not is_done(target.run, "tokenizer"):
         raise MissingError(
             f"run {target.run.name!r} has no tokenizer, and one node makes it, before the others start",

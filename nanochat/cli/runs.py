@@ -119,7 +119,7 @@ def copy_run(
 ) -> None:
     """Make a new run with the finished stages of another, to try later ones again. Checkpoints take no room twice."""
     source, target = choose_run(invocation, run), invocation.workspace.run(name)
-    if target.root.exists():
+    if os.path.lexists(target.root):  # a link to nothing too
         option = "" if until is None else f" --until {until}"
         raise UsageError(f"run {name!r} exists already", f"nanochat runs copy {run} {name}-2{option}")
     wanted = STAGES if until is None else STAGES[: STAGES.index(until) + 1]

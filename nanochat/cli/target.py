@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat import __version__
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
-from nanochat.disk import disk_errors, format_size
+from nanochat.disk import MAKE_ROOM, disk_errors, format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.sources import TEXT_SOURCES
@@ -317,14 +317,14 @@ def check_dataset(invocation: Invocation, name: str, choice: str = "--preset d20
         raise MissingError(f"data set {name!r} is not in {folder}", hint)
 
 
-def check_disk(invocation: Invocation, needed: int) -> None:
-    """Raise CapacityError where a stage's checkpoints do not fit on the disk."""
+def check_disk(invocation: Invocation, needed: int, is_new: bool) -> None:
+    """Raise CapacityError where a stage's checkpoints do not fit on the disk. is_new: the run may lie elsewhere."""
     folder = next(path for path in (invocation.home, *invocation.home.parents) if path.exists())
     disk = shutil.disk_usage(folder)
     if disk.free < needed and disk.total:  # a file system of the kernel has no size, and the write says what is wrong
         raise CapacityError(
             f"{format_size(needed)} of checkpoints do not fit: {format_size(disk.free)} are free at {invocation.home}",
-            "--home DIR",
+            "--home DIR" if is_new else MAKE_ROOM,
         )
 
 

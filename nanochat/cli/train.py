@@ -23,7 +23,7 @@ from nanochat.cli.target import (
 )
 from nanochat.cli.tracking import Track, add_track, check_tracker
 from nanochat.cli.validation import check_settings
-from nanochat.disk import count_bytes
+from nanochat.disk import SPARE_BYTES, count_bytes
 from nanochat.errors import MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
@@ -212,7 +212,7 @@ def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Clu
     check_tracker(settings.runtime.track)
     if not is_done(target.run, stage):
         needed = plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes
-        check_disk(invocation, needed - count_held(target.run, stage))
+        check_disk(invocation, needed - count_held(target.run, stage) + SPARE_BYTES, target.is_new)
     return plan
 
 

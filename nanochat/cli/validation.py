@@ -23,6 +23,7 @@ def check_settings(
 
     Returns the tasks that are not downloaded yet, which are no fault of the settings.
     """
+    from nanochat.data.core_bundle import check_labels
     from nanochat.device_batch import lower_rows
     from nanochat.layers import is_chosen
     from nanochat.plan import plan_base, sketch_finetune, sketch_rl
@@ -42,5 +43,11 @@ def check_settings(
         sketch_rl(settings, world_size)
         if check_graded(settings.rl.task, folder) is None:
             missing.append(parse_spec(settings.rl.task).name)
+    if scores:
+        check_labels(invocation.workspace.core, settings.eval.core_tasks)
     missing += find_missing(mixture, settings.eval.tasks if scores else (), folder=folder)
     return list(dict.fromkeys(missing))
+
+
+def say_missing(tasks: list[str]) -> str:
+    return f"not downloaded yet: {', '.join(tasks)}  # nanochat download tasks"

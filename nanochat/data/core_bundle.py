@@ -132,6 +132,14 @@ def load_bundle(folder: Path, only: Sequence[str] = ()) -> CoreBundle:
     return CoreBundle(tuple(present), dict(sorted(missing.items(), key=lambda pair: order.index(pair[0]))))
 
 
+def check_labels(folder: Path, only: Sequence[str]) -> None:
+    """Raise as `load_bundle` does for labels that no bundle has, also before there is one."""
+    if has_bundle(folder):
+        load_bundle(folder, only)
+    else:
+        _check_labels(only, CORE_TASKS, {})
+
+
 def load_items(task: CoreTask) -> tuple[list[CoreItem], str]:
     """Read the questions of a task, and the SHA-256 of the file. Raises DataError with the line that is wrong."""
     try:

@@ -8,6 +8,7 @@ from nanochat.report.collect import ReportData, StageReport, flatten
 from nanochat.report.compression import KindReport
 from nanochat.report.practice import PracticeReport
 from nanochat.report.scores import ScoreReport
+from nanochat.report.values import first_number
 
 NOT_RUN = "not run"
 NOTHING = "-"
@@ -34,7 +35,7 @@ def stage_table(data: ReportData) -> Table:
             format_seconds(stage.seconds),
             NOTHING if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}",
             NOTHING if stage.mfu is None else f"{100 * stage.mfu:.1f} %",
-            format_number(stage.train_loss[-1][1] if stage.train_loss and not stage.practice.rewards else None),
+            format_number(None if stage.practice.rewards else find_loss(stage)),
             format_number(stage.val_bpb[-1][1] if stage.val_bpb else None),
         )
         for stage in data.stages
@@ -42,8 +43,14 @@ def stage_table(data: ReportData) -> Table:
     total = sum(stage.seconds or 0 for stage in data.stages)
     if total:
         rows += (("total", "", "", "", format_seconds(total), "", "", "", ""),)
-    header = ("stage", "status", "steps", "tokens", "time", "tokens/s", "MFU", "train loss", "val bpb")
+    header = ("stage", "status", "steps", "tokens", "time", "median tokens/s", "MFU", "train loss", "val bpb of its data")
     return Table(header, rows, numeric=frozenset(range(2, 9)))
+
+
+def find_loss(stage: StageReport) -> float | None:
+    """The smoothed loss of a stage that has ended, as `runs show` has it, else that of its last step."""
+    last = stage.train_loss[-1][1] if stage.train_loss else None
+    return first_number(stage.result.get("loss"), last)
 
 
 def score_table(data: ReportData) -> Table:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as ExportedTokenizer
 from torch import Tensor
 
 from nanochat import __version__
-from nanochat.disk import CHOOSE_ANOTHER, check_space, new_folder, write_text
+from nanochat.disk import CHOOSE_ANOTHER, SPARE_BYTES, check_space, new_folder, write_text
 from nanochat.engine.session import CHAT_SAMPLING
 from nanochat.errors import CheckError
 from nanochat.manifest import hash_file, read_manifest
@@ -29,7 +29,6 @@ from nanochat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from nanochat.tokenizer.export import build_exported, build_tokenizer_config
 
 WEIGHTS = "model.safetensors"
-SPARE_BYTES = 16 * 2**20  # room for the tokenizer, the other files and the file system's own bookkeeping
 PROBES = (
     "The quick brown fox, in 1999 (or 12,345 years ago), said: don't!",
     "  two spaces\n\n\ttab\r\n    def f(x):\n        return x ** 2  # why?\n",

@@ -244,6 +244,23 @@ def test_a_damaged_bundle_is_found_before_anything_is_trained(nanochat, launched
     assert outcome.code == 2 and "did you mean 'copa'" in outcome.err and not launched.calls
 
 
+def test_plan_validate_and_run_agree_on_what_is_wrong(nanochat, launched, home) -> None:
+    """Of settings, and of what is not downloaded, whose names are known without it."""
+    for wish, code, said in (
+        ("eval.core_tasks=kopa", 2, "there is no CORE task 'kopa'"),
+        ("sft.mixture=letters:0", 2, "letters:0"),
+        ("sft.mixture=custom:none.jsonl", 3, "there is no file"),
+        ("sft.mixture=gsm8k", 0, "not downloaded yet: gsm8k"),
+        ("eval.tasks=humaneval", 0, "not downloaded yet: humaneval"),
+    ):
+        for words in (("config", "validate"), ("plan",), ("run", "--dry-run")):
+            outcome = nanochat(*words, "--preset", "demo", "--set", wish)
+            assert outcome.code == code and said in outcome.err, (wish, words, outcome.err)
+    outcome = nanochat("config", "validate", "--preset", "demo", "--set", "sft.mixture=")
+    assert outcome.code == 0 and "sft: the mixture is empty, so `train base` works and `run` does not" in outcome.err
+    assert not launched.calls
+
+
 def test_run_without_the_bundle_says_how_to_get_it(nanochat, launched, home) -> None:
     said = nanochat("run", "--preset", "demo").err
     assert "CORE is skipped: its bundle is not downloaded. Run `nanochat download core`" in said

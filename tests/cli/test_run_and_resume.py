@@ -118,6 +118,7 @@ def test_resume_needs_no_room_for_what_the_stage_has_already(nanochat: Call, lau
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=10**9, free=30_000_000))
     outcome = nanochat("train", "base", "--run", other.name)
     assert outcome.code == CapacityError.exit_code and "checkpoints do not fit" in outcome.err
+    assert "hint:  nanochat runs ls  # `nanochat runs rm RUN` makes room" in outcome.err, "it cannot lie elsewhere"
 
 
 def test_a_copy_is_the_newest_run_and_runs_are_listed_by_the_time_that_is_shown(nanochat: Call, home: Path) -> None:
