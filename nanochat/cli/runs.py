@@ -169,7 +169,8 @@ def remove_runs(
     """Remove runs with all their checkpoints."""
     from nanochat.stages.lock import check_unused, lock_run
 
-    paths = [choose_run(invocation, run) for run in dict.fromkeys(runs)]
+    named = [invocation.workspace.run(run) for run in dict.fromkeys(runs)]
+    paths = [run if run.root.is_dir() else choose_run(invocation, run.name) for run in named]  # also without settings
     sizes = {run.name: format_size(count_bytes(run.root)) for run in paths}
     if invocation.dry_run:
         for run in paths:

@@ -65,9 +65,7 @@ def choose_target(
     choice = f"--run {name}"
     if preset is None and config is None:
         if not exists:
-            raise MissingError(
-                f"there is no run {name!r} in {invocation.workspace.runs}", f"nanochat run --preset demo --run {name}"
-            )
+            raise explain_missing(paths, f"nanochat run --preset demo --run {name}")
         preset, saved, origins = read_saved(paths.settings)
         wishes = [*read_environment(read_environ()), *(read_override(text) for text in overrides or ())]
         settings, origins = apply_wishes(saved, wishes, origins)
@@ -113,8 +111,16 @@ def choose_run(invocation: Invocation, name: str | None) -> RunPaths:
         return run
     run = invocation.workspace.run(name)
     if not run.settings.is_file():
-        raise MissingError(f"there is no run {name!r} in {invocation.workspace.runs}", "nanochat runs ls")
+        raise explain_missing(run, "nanochat runs ls")
     return run
+
+
+def explain_missing(run: RunPaths, hint: str) -> MissingError:
+    """The error for a run that is not there, or whose folder has lost its settings."""
+    if run.root.is_dir():
+        again = f"nanochat run --preset NAME --run {run.name}  # with the settings that it had"
+        return MissingError(f"run {run.name!r} has no settings.json any more: {run.root}", again)
+    return MissingError(f"there is no run {run.name!r} in {run.root.parent}", hint)
 
 
 def name_copy(run: RunPaths) -> str:

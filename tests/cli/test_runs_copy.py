@@ -131,3 +131,19 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     outcome = nanochat("report", "r")
     assert outcome.code == 5 and "is full" in outcome.err and run.report_md.read_text() == before
     assert "the same command again" in outcome.err
+
+
+def test_a_run_that_has_lost_its_settings_is_explained_and_can_be_removed(nanochat: Call, home: Path) -> None:
+    run = make_run(home, "lost", ("tokenizer", "base"))
+    run.settings.unlink()
+    for words in (("resume", "lost"), ("runs", "show", "lost"), ("train", "mid", "--run", "lost")):
+        outcome = nanochat(*words)
+        assert outcome.code == 3 and "run 'lost' has no settings.json any more" in outcome.err
+    assert nanochat("runs", "rm", "lost", "-y").code == 0 and not run.root.exists()
+
+
+def test_a_link_to_nothing_is_a_name_that_is_taken(nanochat: Call, home: Path) -> None:
+    make_run(home, "a", ("tokenizer", "base"))
+    (home / "runs" / "b").symlink_to(home / "nowhere")
+    outcome = nanochat("runs", "copy", "a", "b")
+    assert outcome.code == 2 and "run 'b' exists already" in outcome.err and "nanochat runs copy a b-2" in outcome.err
