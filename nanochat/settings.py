@@ -170,6 +170,10 @@ class RlSettings(TrainSettings):
     """Newest steps whose sampled answers are kept for `nanochat rl show`."""
 
 
+SAMPLED = ("max_new_tokens", "answers_each", "temperature")
+"""Settings of [eval] that change what a model answers; max_examples is only how often it is asked."""
+
+
 class EvalSettings(Section):
     """Evaluation after training."""
 

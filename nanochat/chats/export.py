@@ -1,6 +1,7 @@
 """A stored conversation as Markdown, JSON or a line of training data, and back."""
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,14 +67,19 @@ class ReadChat:
         return self.conversation, self.system, self.title, self.answers
 
 
+STDIN = "stdin"
+"""The name of what comes through a pipe, which no command can open again."""
+
+
 def parse_chats(text: str, name: str) -> list[ReadChat]:
     """Conversations from json or jsonl as `export_chat` writes it, or as training data is. Raises DataError."""
+    again = f"nanochat data check {'FILE' if name == STDIN else shlex.quote(name)}"
     text = text.removeprefix("\ufeff")
     try:
         whole = read_json(text)
         rows: list[tuple[int, Any]] = [(1, row) for row in (whole if is_many(whole) else [whole])]
     except RecursionError:
-        raise DataError(f"{name}: nested too deep", f"nanochat data check {name}") from None
+        raise DataError(f"{name}: nested too deep", again) from None
     except json.JSONDecodeError:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
@@ -81,19 +87,19 @@ def parse_chats(text: str, name: str) -> list[ReadChat]:
                 try:
                     rows.append((number, read_json(line)))
                 except json.JSONDecodeError as error:
-                    raise DataError(f"{name}:{number}: no JSON: {error}", f"nanochat data check {name}") from error
+                    raise DataError(f"{name}:{number}: no JSON: {error}", again) from error
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"{name}:{number}: {error}", f"nanochat data check {name}") from error
+                    raise DataError(f"{name}:{number}: {error}", again) from error
     except ValueError as error:
-        raise DataError(f"{name}: {error}", f"nanochat data check {name}") from error
+        raise DataError(f"{name}: {error}", again) from error
     found = []
     for number, row in rows:
         try:
             found.append(_read_chat(row))
         except ValueError as error:
-            raise DataError(f"{name}:{number}: {error}", f"nanochat data check {name}") from error
+            raise DataError(f"{name}:{number}: {error}", again) from error
     if not found:
-        raise DataError(f"{name} holds no conversation", f"nanochat data check {name}")
+        raise DataError(f"{name} holds no conversation", again)
     return found
 
 

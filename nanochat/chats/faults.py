@@ -10,7 +10,7 @@ from nanochat.errors import CapacityError, DataError, NanochatError
 
 LITTLE = 1 << 20
 """Bytes that are free where SQLite's "disk I/O error" means a full disk."""
-WITHOUT = "nanochat chat --no-history"
+WITHOUT = "--no-history  # of chat and serve: keeps nothing"
 
 
 def name_fault(error: Exception, path: Path | None) -> NanochatError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanochat.chats.store import ChatStore, StoredMessage
 from nanochat.conversation import Conversation, Message, Part, user
+from nanochat.errors import UsageError
 
 SAVE_SECONDS = 0.02
 """Between two writes of an answer that is being said, the first of which is at its first piece."""
@@ -56,6 +57,8 @@ class Recorder:
 
     def edit(self, turn: int, text: str) -> Iterator[Any]:
         """See ChatSession.edit: the new question is a sibling of the old one."""
+        if any(stored.is_elsewhere for stored in self.path[: 2 * turn]):
+            raise UsageError("another program is writing the answer before it", "wait for its end, or /new")
         pieces = self.session.edit(turn, text)
         return self._record(pieces, self._find_last(2 * turn), text)
 

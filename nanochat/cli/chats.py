@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nanochat.chats.export import count_whole, describe_end, export_chat, parse_chats, write_parts
+from nanochat.chats.export import STDIN, count_whole, describe_end, export_chat, parse_chats, write_parts
 from nanochat.chats.store import ChatInfo, ChatStore
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group, read_utf8
@@ -108,7 +108,7 @@ def import_file(
 ) -> None:
     """Take in conversations that were exported, or that follow the form of training data."""
     is_pipe = str(file) == "-"
-    name = "stdin" if is_pipe else str(file)
+    name = STDIN if is_pipe else str(file)
     try:
         text = read_utf8(sys.stdin.read) if is_pipe else file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

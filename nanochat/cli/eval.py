@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 MEASURED = frozenset({"data.packing", "runtime.seed"})
 """Settings that say how to measure, beside those of [eval]: another value than the run's holds for one evaluation."""
 
-AS_WISHED = ("max_new_tokens", "answers_each", "temperature")
-"""Settings of [eval] that a chat score depends on, beside how many questions there are."""
-
 app = new_group("Score a trained model.")
 
 SAMPLES_TEMPERATURE = 0.8
@@ -243,14 +240,14 @@ def is_score(value: object) -> bool:
 
 def are_scores_done(run: RunPaths, settings: "Settings", stage: str = "sft") -> bool:
     """Whether the final model of a stage has its bits per byte, all chat tasks and their mean, as the settings say."""
-    wish, names, means = settings.eval, set(), []
+    wish, names, means = settings.eval, {}, []
     for score in _final_scores(run, stage):
         name = str(score.get("name")).removesuffix(f" x{score.get('answers_each')}")
         if covers(score, wish):
-            names |= {name, score.get("task")}  # a class of the user's may have a name of its own
+            names |= {name: name, score.get("task", name): name}  # a class of the user's may have a name of its own
             means += [score["tasks"]] if isinstance(score.get("tasks"), list) else []
-    has_mean = any(set(wish.tasks) <= set(tasks) for tasks in means)
-    return is_text_scored(run, settings, stage) and set(wish.tasks) <= names and (has_mean or not means)
+    has_mean = any({names.get(task) for task in wish.tasks} <= set(tasks) for tasks in means)
+    return is_text_scored(run, settings, stage) and set(wish.tasks) <= set(names) and (has_mean or not means)
 
 
 def is_text_scored(run: RunPaths, settings: "Settings", stage: str) -> bool:
@@ -262,8 +259,10 @@ def is_text_scored(run: RunPaths, settings: "Settings", stage: str) -> bool:
 
 def covers(score: dict[str, Any], wish: "EvalSettings") -> bool:
     """Whether a chat score was measured as wished, on as many questions or more. What it does not say, it is."""
+    from nanochat.settings import SAMPLED
+
     had = _table(score.get("settings"))
-    is_same = all(had.get(key, getattr(wish, key)) == getattr(wish, key) for key in AS_WISHED)
+    is_same = all(had.get(key, getattr(wish, key)) == getattr(wish, key) for key in SAMPLED)
     return is_same and _is_enough(had.get("max_examples", wish.max_examples), wish.max_examples)
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(color="--no-color" not in words)
     prepare_streams()
     if arguments is None:  # the process is ours
-        end_at_third_interrupt()
+        with suppress(RuntimeError):  # no more threads for this user: what needs one says so
+            end_at_third_interrupt()
         signal.signal(
             signal.SIGTERM, signal.default_int_handler
         )  # what Ctrl-C tidies up, a scheduler's request does too
@@ -121,6 +123,11 @@ def _run(words: list[str], console: Console) -> int:
             raise
         return _ignore_broken_pipe()
     except RuntimeError as error:
+        if "can't start new thread" in str(error):
+            console.fail(
+                "the system lets this user start no more threads", "ulimit -u  # processes and threads of a user"
+            )
+            return EXIT_CAPACITY
         if "home directory" not in str(error):  # of Path.expanduser
             raise
         console.fail("a path begins with ~, and the home folder is not known", "write the whole path")

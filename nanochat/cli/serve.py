@@ -1,6 +1,7 @@
 """`nanochat serve`: a model behind a page and an OpenAI-compatible API."""
 
 import errno
+import ipaddress
 import math
 import re
 import socket
@@ -14,7 +15,6 @@ from nanochat.cli.launch import read_environ, threads_that_sleep
 from nanochat.cli.options import Invocation, command
 from nanochat.errors import UsageError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DTYPES = ("auto", "float32", "bfloat16")
 EVERYWHERE = ("0.0.0.0", "::")
 KEY_VARIABLE = "NANOCHAT_API_KEY"
@@ -76,7 +76,7 @@ def serve(
     check_key(key, f"${KEY_VARIABLE}" if api_key is None else "--api-key")
     hosts = {read_host(text) for text in allow_host or ()}
     origins, prefix = tuple(read_origin(text) for text in allow_origin or ()), read_root_path(root_path)
-    is_local = host in LOOPBACK
+    is_local = is_loopback(host)
     if not is_local and not key and not no_api_key:
         raise UsageError(
             f"--host {host} opens the model to the network, and there is no key",
@@ -160,6 +160,17 @@ def read_origin(text: str) -> str:
     scheme, host, port = found.groups()
     is_default = (scheme, port) in (("http", ":80"), ("https", ":443"))
     return f"{scheme}://{host}{'' if is_default else port or ''}"
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_host(text: str) -> str:

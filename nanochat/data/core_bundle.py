@@ -227,7 +227,7 @@ def _parse_baseline(label: str, baselines: dict[str, str], path: Path) -> float:
     return value / 100
 
 
-def _check_labels(only: Sequence[str], present: list[str], missing: dict[str, str]) -> None:
+def _check_labels(only: Sequence[str], present: Sequence[str], missing: dict[str, str]) -> None:
     for label in only:
         if label in present:
             continue

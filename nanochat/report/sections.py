@@ -43,7 +43,17 @@ def stage_table(data: ReportData) -> Table:
     total = sum(stage.seconds or 0 for stage in data.stages)
     if total:
         rows += (("total", "", "", "", format_seconds(total), "", "", "", ""),)
-    header = ("stage", "status", "steps", "tokens", "time", "median tokens/s", "MFU", "train loss", "val bpb of its data")
+    header = (
+        "stage",
+        "status",
+        "steps",
+        "tokens",
+        "time",
+        "median tokens/s",
+        "MFU",
+        "train loss",
+        "val bpb of its data",
+    )
     return Table(header, rows, numeric=frozenset(range(2, 9)))
 
 

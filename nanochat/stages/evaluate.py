@@ -133,7 +133,7 @@ def _score_task(job: Job, subject: Subject, display: Display, name: str, task: T
     isolation = _find_isolation(job) if name in RUN_CODE else None
     digest = hash_examples(task, wish.max_examples)
     what = list_measured(wish) | ({"isolation": isolation} if isolation else {})
-    code = {"code_sha256": task.hash_code()} if isinstance(task, GuardedTask) else {}
+    code = {"task_sha256": task.hash_code()} if isinstance(task, GuardedTask) else {}
     identity = identify(subject, task=task.name, data_sha256=digest, **what, **code)
     path = score_path(job, subject, name_sampled(task.name, wish.answers_each))
     found = find_score(job, path, identity) if keep_finished else None

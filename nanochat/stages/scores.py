@@ -3,8 +3,9 @@
 A score is tied to everything that it depends on (weights, tokenizer, code, data, settings that change it) by one hash.
 An evaluation that is asked to continue takes a score over if its file carries that hash.
 
-`eval/sft_letters.json` is the score that counts: that of the newest model, and of the fullest evaluation of it. Others,
-measured on less or with other settings, stand beside it as `sft_letters-1f0c9a3e.json` and say `"counts": false`.
+`eval/sft_letters.json` is the score that counts: that of the newest model, sampled as the run's settings say, and of
+the fullest evaluation of it. Others, measured on less or with other settings, stand beside it as
+`sft_letters-1f0c9a3e.json` and say `"counts": false`.
 """
 
 import functools
@@ -19,8 +20,10 @@ from typing import Any
 import nanochat
 from nanochat.checkpoint import MANIFEST, MODEL
 from nanochat.disk import write_atomically
+from nanochat.layers import read_saved
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath, RunPaths
+from nanochat.settings import SAMPLED
 from nanochat.stages.assemble import assemble_model, load_newest
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer
@@ -114,7 +117,17 @@ def counts_more(run: RunPaths, kept: dict[str, Any], other: dict[str, Any]) -> b
         paths, step = run.stage(str(kept.get("stage"))), kept.get("step")
         return isinstance(step, int) and step > other["step"] and step in paths.steps()
     is_same_model = kept.get("model_sha256") in (None, other.get("model_sha256"))
-    return is_same_model and measure_extent(kept) > measure_extent(other)
+    ranks = [(is_as_run_says(run, record), measure_extent(record)) for record in (kept, other)]
+    return is_same_model and ranks[0] > ranks[1]
+
+
+def is_as_run_says(run: RunPaths, record: dict[str, Any]) -> bool:
+    """Whether answers were sampled as the run's own settings say; what does not sample, or does not say, was."""
+    measured = record.get("measured")
+    if not isinstance(measured, dict) or not run.settings.is_file():
+        return True
+    wish = read_saved(run.settings)[1].eval
+    return all(measured.get(key, getattr(wish, key)) == getattr(wish, key) for key in SAMPLED)
 
 
 def measure_extent(record: dict[str, Any]) -> tuple[int, int]:

@@ -151,7 +151,9 @@ class Server:
             return DataError(
                 f"{self.url} failed with status {refusal.status}{said}", "ask again, or see its own output"
             )
-        return UsageError(f"{self.url} refused with status {refusal.status}{said}", "/set shows what is sent with it")
+        return UsageError(
+            f"{self.url} refused with status {refusal.status}{said}", "in the chat, /set shows what is sent with it"
+        )
 
     def _options(self) -> dict[str, Any]:
         timeout = httpx.Timeout(30.0, connect=CONNECT_SECONDS, read=SILENT_SECONDS)
@@ -164,7 +166,7 @@ class Server:
             async with httpx.AsyncClient(**self._options()) as client:
                 address = f"{self.url}/chat/completions"
                 async with client.stream("POST", address, content=data, headers=headers) as response:
-                    kind = response.headers.get("content-type", "").partition(";")[0].strip()
+                    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
                     if response.status_code != 200:
                         raise read_refusal(response, await self._read_whole(response))
                     if kind == "application/json":  # it streams nothing
@@ -182,7 +184,9 @@ class Server:
                                 yield self._parse(event)
         except httpx.HTTPError as error:
             raise self._explain_transport(error) from error
-        raise DataError(f"{self.url} broke off in the middle of the answer", "/again asks once more")
+        raise DataError(
+            f"{self.url} broke off in the middle of the answer", "the same question again; in the chat: /again"
+        )
 
     async def _read_whole(self, response: httpx.Response) -> bytes:
         body = b""
@@ -232,7 +236,9 @@ class Server:
             port = httpx.URL(self.url).port or (443 if self.url.startswith("https") else 80)
             start = f"nanochat serve --port {port}  # in another terminal" if self.is_local else "check the address"
             return DataError(f"cannot reach {self.url}: {reason}", start)
-        return DataError(f"the connection to {self.url} broke: {reason}", "/again asks once more")
+        return DataError(
+            f"the connection to {self.url} broke: {reason}", "the same question again; in the chat: /again"
+        )
 
 
 def read_url(text: str) -> str:

@@ -110,6 +110,7 @@ class RemoteSession(TurnSession):
         """Events; what a server does not know of our own fields, or of old turns, is left out and asked again."""
         if num_kept < len(self._messages):
             self._num_unseen = 0
+        self._is_unlimited = False
         while True:
             body = self._body(message, num_kept)
             try:
@@ -129,6 +130,9 @@ class RemoteSession(TurnSession):
 
     def _adapt(self, refusal: Refusal, body: dict[str, Any], num_kept: int) -> bool:
         """Whether the next body is another one."""
+        if refusal.is_too_long and self.params.max_new_tokens and not self._is_unlimited:
+            self._is_unlimited = True  # the prompt may fit, and the answer ends with the context
+            return True
         num_seen = num_kept - self._num_unseen
         if refusal.is_too_long and num_seen > 0:
             self._num_unseen += 2 * max(1, num_seen // 16)  # a long conversation is not asked about turn by turn
@@ -145,13 +149,12 @@ class RemoteSession(TurnSession):
 
     def _explain(self, refusal: Refusal, body: dict[str, Any]) -> Exception:
         if refusal.is_too_long:
-            hint = "send a shorter message" + (", or /set max_new_tokens off" if self.params.max_new_tokens else "")
-            return UsageError(f"the message is too long for the server: {refusal.said}", hint)
+            return UsageError(f"the message is too long for the server: {refusal.said}", "send a shorter message")
         names = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
         for sent in body:
             name = names.get(sent, sent)
             if hasattr(self.params, name) and refusal.status in (400, 422) and sent in refusal.said:
-                return UsageError(f"the server refuses {name}: {refusal.said}", f"/set {name} off")
+                return UsageError(f"the server refuses {name}: {refusal.said}", f"in the chat: /set {name} off")
         return self.server.explain(refusal)
 
     def _body(self, message: Message, num_kept: int) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class RemoteSession(TurnSession):
         if self._counts:
             body["stream_options"] = {"include_usage": True}
         for name, value in asdict(self.params).items():
-            if value is not None:
+            if value is not None and not (name == "max_new_tokens" and self._is_unlimited):
                 body[self._limit_name if name == "max_new_tokens" else name] = value
         if "seed" in body:
             body["seed"] = (body["seed"] + self._num_retries) % 2**63
@@ -174,7 +177,7 @@ class RemoteSession(TurnSession):
         is_error = event.get("object") == "error" or bool(event.get("error_code"))  # older vLLM; FastChat
         if error := event if is_error else event.get("error"):
             said = clean(read_error(error), MAX_SAID) or "it does not say why"
-            raise DataError(f"{self.server.url} gave up: {said}", "/again asks once more")
+            raise DataError(f"{self.server.url} gave up: {said}", "the same question again; in the chat: /again")
         now = time.perf_counter()
         choices = event.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -264,5 +267,6 @@ def find_model(found: list[ServedModel], name: str | None) -> ServedModel:
     near = difflib.get_close_matches(name or "", names, n=1, cutoff=0.4)
     shown = ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
     raise MissingError(
-        f"the server has no model {name!r}, but {shown}", f"did you mean {near[0]}?" if near else "/model lists them"
+        f"the server has no model {name!r}, but {shown}",
+        f"did you mean {near[0]}?" if near else "in the chat, /model lists them",
     )

@@ -19,6 +19,9 @@ from nanochat.web.errors import ApiError
 from nanochat.web.schema import ChatMessage, ChatRequest, CompletionRequest, Numbers
 from nanochat.web.worker import BusyError, EngineFailedError, Pool, Stream
 
+DEFAULT_COMPLETION = 16
+"""Tokens of a completion that says no number, or as many as fit (OpenAI's API reference, max_tokens)."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -146,14 +149,15 @@ class Service:
             if asked is None:
                 asked, name = request.max_tokens, "max_tokens"
         else:
-            asked, name = 16 if request.max_tokens is None else request.max_tokens, "max_tokens"
+            asked, name = request.max_tokens, "max_tokens"
         room = self.max_context - num_prompt
         if room < 1 or (asked is not None and asked > room):
             what = f" and {name} = {asked}" if asked is not None else ""
             raise self._too_long(f"{num_prompt}{what}", "messages" if isinstance(request, ChatRequest) else "prompt")
         if asked is not None and asked > self.limits.max_new_tokens:
             raise ApiError(400, f"{name} = {asked} is more than this server's {self.limits.max_new_tokens}", name)
-        params = self.draw(request, asked if asked is not None else room)
+        few = DEFAULT_COMPLETION if isinstance(request, CompletionRequest) else room
+        params = self.draw(request, asked if asked is not None else min(few, room))
         if isinstance(request, ChatRequest):
             return replace(params, logprobs=request.num_logprobs)
         wants_prompt = bool(request.echo and request.logprobs is not None)

@@ -95,9 +95,8 @@ class Talks:
                     raise ApiError(409, "another program is writing the answer before it", code="answering")
 
             def add(**about: Any) -> tuple[str, int]:
-                name = self.store.create(system) if chat is None else chat
-                question = self.store.add(name, parent, user(text))
-                return name, self.store.add(name, question, Message("assistant", ()), **about)
+                name, _, answer = self.store.ask(chat, parent, user(text), system=system, **about)
+                return name, answer
 
             messages = [*(stored.message for stored in before), user(text)]
             return await self._answers.begin(watcher, Beginning(messages, system, add), sampling)

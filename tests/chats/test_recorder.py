@@ -172,6 +172,20 @@ def test_an_answer_that_is_being_said_is_marked_for_others(store: ChatStore) -> 
     assert recorder.path[1].id == answer and not store.locks._held
 
 
+def test_an_answer_that_another_program_writes_is_waited_for(store: ChatStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the page: what came below it would follow half an answer."""
+    recorder = Recorder(session_of(["one"], ["two"]), store)
+    say(recorder.send("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr("nanochat.chats.locks.AnswerLocks.is_elsewhere", lambda _self, message: True)
+        chat, _, answer = store.ask(None, None, user("q"))
+        recorder.open(chat)
+        with pytest.raises(UsageError, match="another program is writing the answer before it"):
+            recorder.send("b")
+    recorder.open(chat)
+    assert say(recorder.send("b")) == "two" and answer == recorder.path[1].id
+
+
 def test_a_conversation_that_was_deleted_elsewhere_is_left(store: ChatStore) -> None:
     recorder = Recorder(session_of(["one"], ["two"]), store)
     say(recorder.send("a"))

@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
 from nanochat.errors import UsageError
-from nanochat.layers import load_settings
+from nanochat.layers import load_settings, save_settings
 from nanochat.paths import RunPaths, Workspace
 from nanochat.report.collect import collect_report
 from nanochat.runtime import World
@@ -67,6 +67,15 @@ def test_other_settings_on_as_much_count_and_lose_nothing(job: FakeJob) -> None:
     job.save(300)  # the same measure again leaves no second file of it
     found = [(score["settings"]["temperature"], score.get("counts", True)) for score in list_scores(job.run)]
     assert found == [(0.0, True), (1.0, False)]
+
+
+def test_a_score_that_is_sampled_as_the_run_says_counts(job: FakeJob) -> None:
+    save_settings(job.run.settings, "demo", load_settings("demo")[0], {}, "1")
+    job.save(300)
+    job.save(400, temperature=0.5)
+    assert job.kept() == [(300, True), (400, False)]
+    job.save(400)
+    assert job.kept()[0] == (400, True) and len(job.kept()) == 3
 
 
 def test_the_newest_model_counts_and_one_that_is_gone_does_not(job: FakeJob) -> None:

@@ -170,6 +170,29 @@ def test_old_turns_that_do_not_fit_are_left_out_and_that_is_said() -> None:
         assert session.notice == ""
 
 
+def test_a_limit_that_does_not_fit_goes_before_any_turn_does() -> None:
+    """An answer ends with the context anyway."""
+
+    def reply(body: dict) -> Reply:
+        too_long = "max_tokens" in body and len(body["messages"]) > 1
+        return error(400, "too long", "context_length_exceeded") if too_long else text(f"{len(body['messages'])}")
+
+    with foreign(of=reply) as server:
+        session = session_of(server.url, params=RemoteParams(max_new_tokens=250))
+        answers = ["".join(piece.text for piece in session.send(f"q{i}")) for i in range(3)]
+        assert answers == ["1", "3", "5"] and session.notice == ""
+
+
+@pytest.mark.parametrize("kind", ["Application/Json", "TEXT/EVENT-STREAM; charset=utf-8"])
+def test_media_types_ignore_case(kind: str) -> None:
+    """RFC 9110, 8.3.1."""
+    message = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+    data = json.dumps(message).encode()
+    parts = [b"data: " + data + b"\n\n"] if "EVENT" in kind else [data]
+    with foreign(Reply(200, kind, parts)) as server:
+        assert "".join(piece.text for piece in session_of(server.url).send("x")) == "hello"
+
+
 def test_our_own_server_says_what_does_not_fit() -> None:
     with serving(ScriptedModel(["x" * 60], context=150), slots=1) as server:
         session = session_of(server.url)

@@ -332,6 +332,15 @@ def test_more_answers_than_an_idle_server_takes_are_refused_for_good() -> None:
             assert "this server takes at most 2 at a time" in answer.text
 
 
+def test_a_completion_that_says_no_number_gets_what_fits() -> None:
+    with serving(tiny_model(), limits=Limits(max_new_tokens=5)) as server:
+        room = server.service.max_context
+        for prompt, most in (("a", 5), ([1] * (room - 2), 2)):
+            answer = server.post("/v1/completions", {"prompt": prompt})
+            assert answer.status_code == 200, answer.text
+            assert 0 < answer.json()["usage"]["completion_tokens"] <= most
+
+
 def test_a_whole_address_is_a_path_too() -> None:
     """RFC 9112, 3.2.2: a client of a proxy sends it, and a server must accept it."""
     with serving(tiny_model()) as server:
