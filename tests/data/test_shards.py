@@ -10,6 +10,7 @@ from nanochat.data.shards import (
     iter_text_arrays,
     list_row_groups,
     load_manifest,
+    read_row_group,
     verify_dataset,
     write_shards,
 )
@@ -120,6 +121,15 @@ def test_a_shard_without_the_column_lists_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["a"], "score": [1]}), tmp_path / "shard_00000.parquet")
     with pytest.raises(DataError, match=r"no column 'text'.*body \(string\), score \(int64\)"):
         list_row_groups(tmp_path, "train")
+
+
+def test_a_shard_that_was_replaced_while_it_was_read_is_no_damage(tmp_path: Path) -> None:
+    write_shards(tmp_path, TEXTS, "train", shard_bytes=2_000, group_documents=10)
+    group = list_row_groups(tmp_path, "train")[-1]
+    group.path.unlink()
+    with pytest.raises(DataError, match="not there any more: the data set was replaced") as caught:
+        read_row_group(group)
+    assert "import" not in caught.value.hint and "same command again" in caught.value.hint
 
 
 def test_a_row_group_holds_no_more_than_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
