@@ -23,16 +23,12 @@ USEFUL_VAL_CHARS = 20_000
 
 def import_text(
     invocation: Invocation,
-    source: Annotated[
-        Path, typer.Argument(metavar="DIR", readable=False, help="A folder or file: txt, md, jsonl, parquet.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder or file: txt, md, jsonl, parquet.")],
     name: Annotated[str | None, typer.Option("--name", help="Of the data set; default: the folder's name.")] = None,
     column: Annotated[
         str, typer.Option("--column", "--key", help="Where the text is: column of parquet, key of JSONL.")
     ] = "text",
-    val: Annotated[
-        Path | None, typer.Option("--val", readable=False, help="Validation text; default: a share is held out.")
-    ] = None,
+    val: Annotated[Path | None, typer.Option("--val", help="Validation text; default: a share is held out.")] = None,
     val_share: Annotated[
         float | None,
         typer.Option("--val-share", help="Share held out; default: 0.01, of short texts up to 0.1."),

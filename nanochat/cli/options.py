@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -127,6 +127,10 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
 
         signature = inspect.signature(function)
         own = list(signature.parameters.values())[1:]
+        for parameter in own:
+            kind, *about = get_args(parameter.annotation) or (None,)
+            if about and Path in (kind, *get_args(kind)):
+                about[0].parser = path
         launches = "cluster" in signature.parameters
         if launches:
             keyword = inspect.Parameter.KEYWORD_ONLY
@@ -148,6 +152,13 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
         return function
 
     return register
+
+
+def path(text: str) -> Path:
+    """The reader of every file or folder: pathlib takes "", of a variable that is not set, for the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return Path(text)
 
 
 def build_invocation(
