@@ -117,7 +117,7 @@ def serve(
         limits=Limits(max_new_tokens, deadline),
         is_chat=found.stage != "base",
     )
-    names = {*LOOPBACK_NAMES, host, *hosts}
+    names = {*LOOPBACK_NAMES, host.lower(), *hosts}
     access = Access(names if is_local or hosts else None, origins, key, root_path=prefix)
     bound, number = listener.getsockname()[:2]
     is_everywhere = bound in EVERYWHERE
@@ -168,7 +168,7 @@ def is_loopback(host: str) -> bool:
     (True, True, True, False)
     """
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from nanochat import __version__
 from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
-from nanochat.disk import MAKE_ROOM, disk_errors, format_size
+from nanochat.disk import MAKE_ROOM, MEND, disk_errors, format_size
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.sources import TEXT_SOURCES
-from nanochat.stages.lock import find_holder
+from nanochat.stages.lock import find_holder, name_holder
 
 if TYPE_CHECKING:
     from nanochat.settings import Settings
@@ -281,11 +281,13 @@ def list_begun(run: RunPaths) -> list[str]:
 def write_target(invocation: Invocation, target: Target) -> Target:
     """Write the run's settings, and beside them what it runs on; says what changed. A dry run only says it.
 
-    Returns the target as it stands on the disk.
+    Returns the target as it stands on the disk. Raises UsageError where they changed and another process is at work.
     """
     from nanochat.layers import save_settings
     from nanochat.report.environment import describe_environment
 
+    if target.changed and (holder := find_holder(target.run)):
+        raise name_holder(target.run, holder)
     for key, (before, now) in target.changed.items():
         section = key.partition(".")[0]
         done = (
@@ -296,7 +298,7 @@ def write_target(invocation: Invocation, target: Target) -> Target:
         invocation.console.say(f"run {target.run.name}: {key} was {_show(before)}, is now {_show(now)}{done}")
     if invocation.dry_run or not (target.is_new or target.changed):
         return replace(target, changed={})
-    with disk_errors(target.run.root, "--home DIR"):
+    with disk_errors(target.run.root, "--home DIR" if target.is_new else MEND):
         save_settings(target.run.settings, target.preset, target.settings, target.origins, __version__)
         environment = target.run.root / "environment.json"
         environment.write_text(json.dumps(describe_environment(), indent=1) + "\n", encoding="utf-8")

@@ -26,6 +26,13 @@ def find_holder(run: RunPaths) -> str:
     return ""
 
 
+def name_holder(run: RunPaths, holder: str) -> UsageError:
+    """The error for a run that another process writes."""
+    return UsageError(
+        f"run {run.name!r} is in use by process {holder}", f"nanochat runs show {run.name}  # or wait for it to end"
+    )
+
+
 @contextmanager
 def hold_run(run: RunPaths) -> Iterator[None]:
     """Keep a run from being removed; any number of processes may, and training goes on beside them."""
@@ -68,11 +75,7 @@ def lock_run(run: RunPaths) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UsageError(
-                f"run {run.name!r} is in use by process {holder}",
-                f"nanochat runs show {run.name}  # or wait for it to end",
-            ) from None
+            raise name_holder(run, file.read().strip() or "unknown") from None
         except OSError as error:
             raise DataError(
                 f"{run.lock} cannot be locked: {error}; without a lock two processes could write one run",

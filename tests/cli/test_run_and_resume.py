@@ -16,6 +16,7 @@ from nanochat.errors import CapacityError, StoppedError
 from nanochat.layers import read_saved
 from nanochat.paths import RunPaths, Workspace
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, inputs_path, list_settings
+from nanochat.stages.lock import lock_run
 from tests.cli.conftest import RUN, Outcome, make_run
 
 Call = Callable[..., Outcome]
@@ -227,6 +228,15 @@ def test_settings_edited_by_hand_are_refused_with_the_options_that_put_them_back
     assert not launched.calls
     assert nanochat("train", "mid", "--run", "r", "--set", f"base.matrix_lr={before}").code == 0
     assert read_saved(run.settings)[1].base.matrix_lr == before
+
+
+def test_settings_of_a_run_that_is_at_work_stay_as_they_are(nanochat: Call, launched, home: Path) -> None:
+    run = make_run(home, "r", ("tokenizer", "base"))
+    before = run.settings.read_bytes()
+    with lock_run(run):
+        outcome = nanochat("run", "--run", "r", "--set", "sft.epochs=3")
+        assert outcome.code == 2 and f"run 'r' is in use by process {os.getpid()}" in outcome.err
+    assert run.settings.read_bytes() == before and not launched.calls
 
 
 def test_data_that_changed_after_the_end_is_said(nanochat: Call, launched, home: Path) -> None:
