@@ -126,7 +126,7 @@ def test_one_row_that_does_not_fit_is_told_honestly(
     said = capsys.readouterr().err
     assert "one row is the least" in said
     hint = read_hint(said)
-    assert hint.startswith("nanochat run --preset demo --run again-2 ")
+    assert hint.startswith("nanochat run --run again-2 --preset demo ")
     stage, wishes = paste(hint, monkeypatch, settings.parents[2])[0]
     assert (stage, wishes.model.context, wishes.batch.device_batch_size) == ("tokenizer", 32, 1)
     assert wishes.rl.max_new_tokens == 16, "an answer leaves room for its question in half of the context"
