@@ -128,8 +128,8 @@ class ChatApp(ThreadApp):
         return bool(self._busy)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Under a screen of its own a key is that screen's."""
-        if len(self.screen_stack) == 1 or action == "quit":
+        """Under a screen of its own a key is that screen's; Tab and Shift-Tab go through its fields."""
+        if len(self.screen_stack) == 1 or action in ("quit", "focus_next", "focus_previous"):
             return True
         return action == "help" and not isinstance(self.screen, HelpScreen)
 

@@ -65,7 +65,7 @@ def parse_preferences(text: str, path: Path) -> Preferences:
             )
             raise UsageError(f"{place(name)}: unknown key {name}", hint)
     theme = tree.get("theme", "dark")
-    if not isinstance(theme, str) or theme not in list_themes():
+    if not isinstance(theme, str) or theme not in (*list_themes(), *THEMES.values()):
         raise UsageError(f"{place('theme')}: there is no theme {theme!r}", _guess(str(theme), list_themes()))
     chosen = tree.get("keys", {})
     if not isinstance(chosen, dict):

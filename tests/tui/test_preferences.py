@@ -27,6 +27,7 @@ def test_keys_may_be_written_as_people_do() -> None:
     )
     assert found.keys["regenerate"] == ("ctrl+g",) and found.keys["quit"] == ("escape", "f10")
     assert found.keys["edit"] == DEFAULT_KEYS["edit"] and found.theme == "nord"
+    assert parse_preferences('theme = "textual-dark"', FILE).theme == "textual-dark", "/theme takes it too"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,21 @@ async def test_sampling_is_changed_and_wrong_numbers_are_said(store: ChatStore) 
     assert store.list()[0].system == "Brief"
 
 
+async def test_tab_goes_through_the_fields_of_a_screen(store: ChatStore) -> None:
+    app = kept_app(store, "one")
+    async with app.run_test() as pilot:
+        await say(app, pilot, "a")
+        for key, first, second in (("f3", "temperature", "top_k"), ("f2", "search", "chats")):
+            await pilot.press(key)
+            await pilot.pause()
+            seen = []
+            for tab in ("", "tab", "tab", "shift+tab"):
+                await pilot.press(*([tab] if tab else []))
+                seen.append(app.focused.id if app.focused else None)
+            assert seen[:2] == [first, second] and seen[1] == seen[3] != seen[2], seen
+            await pilot.press("escape")
+
+
 async def test_commands_work_and_mistyped_ones_are_guessed(store: ChatStore) -> None:
     app = kept_app(store, "one", "two", "three")
     async with app.run_test() as pilot:
