@@ -230,11 +230,17 @@ def are_all_done(marks: Sequence[RankMark]) -> bool:
     return bool(marks) and len(marks) == marks[0].world_size and all(mark.status == "done" for mark in marks)
 
 
-def find_failed(marks: Sequence[RankMark]) -> list[RankMark]:
-    """Ranks that failed or were killed, the culprit first: an own error, then a killed process, then an echo."""
+def find_failed(marks: Sequence[RankMark], signals: Mapping[int, int] | None = None) -> list[RankMark]:
+    """Ranks that failed or were killed, the culprit first: an own error, then a killed process, then an echo.
+
+    signals: as of `explain_failure`. Of killed processes the launcher ends the others itself, with SIGTERM.
+    """
     failed = sorted((mark for mark in marks if mark.status == "failed"), key=lambda mark: mark.ended or 0.0)
     own = [mark for mark in failed if not mark.is_echo]
-    return own + [mark for mark in marks if mark.is_killed] + [mark for mark in failed if mark.is_echo]
+    known = signals or {}
+    killed = [mark for mark in marks if mark.is_killed]
+    killed.sort(key=lambda mark: (mark.pid not in known, known.get(mark.pid) == signal.SIGTERM))
+    return own + killed + [mark for mark in failed if mark.is_echo]
 
 
 def explain_failure(
@@ -244,7 +250,7 @@ def explain_failure(
 
     resume: the command that continues. signals: which signal ended a process, by its id, as far as that is known.
     """
-    failed = find_failed(marks)
+    failed = find_failed(marks, signals)
     if not failed:
         stopped = [mark for mark in marks if mark.status == "stopped"]
         if not stopped:

@@ -17,7 +17,16 @@ from nanochat.cli.launch import launch_stage, run_child
 from nanochat.cli.torchrun import Launch, run_ranks
 from nanochat.errors import CapacityError, NanochatError, StoppedError
 from nanochat.processes import is_running
-from nanochat.ranks import HangLimits, RankMark, explain_hang, name_boot, new_mark, read_marks, write_mark
+from nanochat.ranks import (
+    HangLimits,
+    RankMark,
+    explain_failure,
+    explain_hang,
+    name_boot,
+    new_mark,
+    read_marks,
+    write_mark,
+)
 from nanochat.stages.watch import _Heard
 from tests.patience import wait_until
 
@@ -186,3 +195,16 @@ run_limited([sys.executable, "-c", sleeper, {str(tmp_path / "pid")!r}], os.envir
     parent.kill()
     parent.wait()
     wait_until(lambda: not is_running(child))
+
+
+def test_of_killed_ranks_the_one_that_the_launcher_did_not_end_is_named(tmp_path: Path) -> None:
+    """It sends SIGTERM to the others, and names in its log whom it has seen end, not always all."""
+    ended = [subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2)]
+    for process in ended:
+        process.wait()
+    first, second = (process.pid for process in ended)
+    marks = [replace(new_mark(rank, 2, time.time(), "w"), pid=process.pid) for rank, process in enumerate(ended)]
+    for signals in ({second: signal.SIGKILL}, {first: signal.SIGTERM, second: signal.SIGKILL}):
+        error = explain_failure(tmp_path, marks, "base", "again", signals)
+        assert isinstance(error, CapacityError) and error.message.startswith("rank 1 of 2"), error
+    assert "rank 0 of 2" in str(explain_failure(tmp_path, marks, "base", "again", {}))
