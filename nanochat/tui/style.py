@@ -36,7 +36,7 @@ ModalScreen OptionList { height: auto; max-height: 16; border: none; }
 ModalScreen Input { height: 1; border: none; padding: 0 1; background: $boost; }
 ModalScreen Input:focus { border: none; background: $accent 30%; text-style: bold; }
 ModalScreen Horizontal { height: 1; }
-ModalScreen Label { width: 21; }
+ModalScreen Label { width: 21; max-width: 60%; }
 SamplingScreen VerticalScroll { height: auto; max-height: 100%; }
 ModalScreen .note, ModalScreen .error { margin: 0; }
 HelpScreen VerticalScroll { height: auto; max-height: 100%; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }

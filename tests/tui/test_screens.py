@@ -131,6 +131,14 @@ async def test_sampling_is_changed_and_wrong_numbers_are_said(store: ChatStore) 
     assert store.list()[0].system == "Brief"
 
 
+async def test_values_are_seen_in_a_narrow_terminal(store: ChatStore) -> None:
+    app = kept_app(store, "one")
+    async with app.run_test(size=(20, 24)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause()
+        assert all(field.region.width >= 5 for field in app.screen.query(Input))
+
+
 async def test_tab_goes_through_the_fields_of_a_screen(store: ChatStore) -> None:
     app = kept_app(store, "one")
     async with app.run_test() as pilot:
