@@ -68,15 +68,15 @@ class BatchSettings(Section):
 class TrainSettings(Section):
     """What every training stage has in common."""
 
-    matrix_lr: float = Field(default=0.02, gt=0)
+    matrix_lr: float = Field(default=0.02, gt=0, le=1e6)
     """Muon's rate for the matrices inside the blocks."""
-    embedding_lr: float = Field(default=0.2, gt=0)
+    embedding_lr: float = Field(default=0.2, gt=0, le=1e6)
     """AdamW's rate for the embedding, scaled by (n_embd / 768)^-0.5."""
-    head_lr: float = Field(default=0.004, gt=0)
+    head_lr: float = Field(default=0.004, gt=0, le=1e6)
     """AdamW's rate for the head, scaled by (n_embd / 768)^-0.5."""
-    lr_scale: float = Field(default=1.0, gt=0)
+    lr_scale: float = Field(default=1.0, gt=0, le=1e6)
     """Multiplies the three rates: 0.02 for sft."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     """Decoupled weight decay of embedding, head and matrices."""
     warmup: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps over which the rates rise from 0."""
@@ -131,7 +131,7 @@ class MidSettings(FinetuneSettings):
 class SftSettings(FinetuneSettings):
     """Supervised fine-tuning."""
 
-    lr_scale: float = Field(default=0.02, gt=0)
+    lr_scale: float = Field(default=0.02, gt=0, le=1e6)
     """Multiplies the three rates: small, for the model keeps what it knows."""
 
 
@@ -154,7 +154,7 @@ class RlSettings(TrainSettings):
     """Longest answer in tokens, tool output included; one that is cut there counts as truncated."""
     batch_size: int = Field(default=128, ge=1)
     """Answers of one device that are sampled at once: slots of the engine."""
-    lr_scale: float = Field(default=0.05, gt=0)
+    lr_scale: float = Field(default=0.05, gt=0, le=1e6)
     """Multiplies the three rates: too large a one is seen in pass@1 that falls."""
     warmdown: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps, at the end, over which the rates fall linearly to 0; 1: from the first step on."""

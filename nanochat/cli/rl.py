@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,8 @@ def show(
     from nanochat.training.rollout_files import RolloutFiles
 
     if best and worst:
-        raise UsageError("--best and --worst are two orders: choose one", "nanochat rl show --worst")
+        again = ["nanochat", "rl", "show", *([run] if run else []), "--worst"]
+        raise UsageError("--best and --worst are two orders: choose one", shlex.join(again))
     paths = choose_run(invocation, run)
     files = RolloutFiles(paths.stage("rl").root / "rollouts", 1)
     steps = files.steps()

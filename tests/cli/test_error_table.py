@@ -89,6 +89,8 @@ TABLE = [
     ("plan --config ''", nothing, 2, "'--config': it is empty", "nanochat plan --help"),
     ("download import ''", nothing, 2, "'DIR': it is empty", "nanochat download import --help"),
     ("presets copy demo ''", nothing, 2, "it is empty", "nanochat presets copy --help"),
+    ("rl show r --best --worst", nothing, 2, "two orders", "nanochat rl show r --worst"),
+    ("plan --preset demo --set base.lr_scale=1e38", nothing, 2, "base.lr_scale = 1e+38", "nanochat config schema"),
     ("runs rm", nothing, 2, "missing argument", "nanochat runs rm --help"),
     ("plan", nothing, 2, "neither --preset nor --config nor --run", "nanochat plan --preset demo"),
     ("train base", nothing, 2, "neither --preset nor --config nor --run", "nanochat train base --preset demo"),

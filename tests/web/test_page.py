@@ -129,6 +129,37 @@ def test_a_question_is_edited_and_both_branches_are_kept(short: Watched) -> None
     page.get_by_text("second words").wait_for()
 
 
+def test_a_half_written_edit_outlives_another_branch(short: Watched) -> None:
+    page = short.page
+    short.ask("first words")
+    short.act("edit")
+    field = page.get_by_label("Edit the question")
+    field.fill("half written")
+    other = Watched(page.context, page.url)
+    other.page.wait_for_selector(".message.user")
+    other.act("edit")
+    other.page.get_by_label("Edit the question").fill("other words")
+    other.page.get_by_label("Edit the question").press("Enter")
+    page.locator(".message.user .body", has_text="other words").wait_for()
+    page.wait_for_selector("#send:visible:enabled")
+    assert not field.is_visible()
+    short.act("previous")
+    field.wait_for()
+    assert field.input_value() == "half written"
+    assert short.wrong == other.wrong == []
+
+
+def test_an_answer_of_an_unknown_model_is_not_headed_with_the_one_that_is_served(
+    short: Watched, tmp_path: Path
+) -> None:
+    path = tmp_path / "taken.json"
+    messages = [{"role": "user", "content": "Imported?"}, {"role": "assistant", "content": "Indeed."}]
+    path.write_text(json.dumps({"messages": messages}))
+    short.page.set_input_files("#file", path)
+    short.page.get_by_text("Indeed.").wait_for()
+    assert short.page.locator(".message.assistant .who").inner_text() == "Assistant"
+
+
 def test_an_answer_is_given_again(short: Watched) -> None:
     page = short.page
     short.ask("hello")

@@ -12,6 +12,7 @@ export class Messages {
     this.list = list;
     this.act = act;
     this.items = new Map(); // id to its element
+    this.aside = new Map(); // the same of questions that were being edited when another branch came: with what was typed
   }
 
   // Show these messages and no others. running: the id of the answer that is being said.
@@ -19,12 +20,17 @@ export class Messages {
     const focus = this.#focused();
     const kept = new Map();
     messages.forEach((message, place) => {
-      const item = this.items.get(message.id) ?? this.#build(message);
+      const item = this.items.get(message.id) ?? this.aside.get(message.id) ?? this.#build(message);
+      this.aside.delete(message.id);
       kept.set(message.id, item);
       if (this.list.children[place] !== item) this.list.insertBefore(item, this.list.children[place] ?? null);
       this.#update(item, message, message.id === running, place === messages.length - 1, model);
     });
-    for (const [id, item] of this.items) if (!kept.has(id)) item.remove();
+    for (const [id, item] of this.items) {
+      if (kept.has(id)) continue;
+      item.remove();
+      if (item.classList.contains("editing")) this.aside.set(id, item);
+    }
     this.items = kept;
     this.#focus(focus);
   }
@@ -84,7 +90,7 @@ export class Messages {
   #update(item, message, isRunning, isLast, model) {
     item.message = message;
     const isAnswer = message.role === "assistant";
-    item.querySelector(".who").textContent = isAnswer ? message.model || model : "You";
+    item.querySelector(".who").textContent = isAnswer ? message.model || (isRunning ? model : "Assistant") : "You";
     const body = item.querySelector(".body");
     body.setAttribute("aria-busy", isRunning);
     if (isAnswer) {
