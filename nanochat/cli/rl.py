@@ -1,8 +1,8 @@
 """`nanochat rl show`: the answers that a model sampled while it practised."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-import shlex
 from typing import Annotated, Any
 
 import typer

@@ -149,9 +149,13 @@ def test_a_half_written_edit_outlives_another_branch(short: Watched) -> None:
     assert short.wrong == other.wrong == []
 
 
-def test_an_answer_of_an_unknown_model_is_not_headed_with_the_one_that_is_served(
-    short: Watched, tmp_path: Path
-) -> None:
+def test_a_page_of_a_base_model_says_so(context) -> None:
+    with serving(AlphabetModel(), is_chat=False) as server:
+        page = Watched(context, server.url).page
+        page.get_by_text("This is a base model").wait_for()
+
+
+def test_an_answer_of_an_unknown_model_is_not_headed_with_the_served_one(short: Watched, tmp_path: Path) -> None:
     path = tmp_path / "taken.json"
     messages = [{"role": "user", "content": "Imported?"}, {"role": "assistant", "content": "Indeed."}]
     path.write_text(json.dumps({"messages": messages}))

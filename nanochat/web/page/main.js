@@ -32,9 +32,9 @@ async function greet(server) {
     + (server.is_kept ? "" : "; conversations are not kept here");
   settings.describe(server);
   dismiss("connection");
-  if (!server.is_chat) warn("This is a base model: it continues text and has not learned to chat.", "base");
   refreshList();
-  await open(location.hash.slice(1) || null);
+  await open(location.hash.slice(1) || null); // takes older notices away, and may have one of its own
+  if (!server.is_chat && $("notice").hidden) warn("This is a base model: it continues text and has not learned to chat.", "base");
   update();
 }
 
