@@ -182,10 +182,22 @@ class Workspace:
 
     def list_runs(self) -> list[RunPaths]:
         """Runs that have settings, the most recently changed last."""
+        found = [run for run in self._list_folders() if run.settings.is_file()]
+        return sorted(found, key=lambda run: (run.changed, run.name))
+
+    def list_lost(self) -> list[RunPaths]:
+        """Folders of runs that have a tokenizer or a stage, and no settings any more."""
+        return [
+            run
+            for run in self._list_folders()
+            if not run.settings.is_file()
+            and any(run.stage(name).root.is_dir() for name in ("tokenizer", *TRAIN_STAGES))
+        ]
+
+    def _list_folders(self) -> list[RunPaths]:
         if not self.runs.is_dir():
             return []
-        named = [RunPaths(path) for path in self.runs.iterdir() if RUN_NAME.fullmatch(path.name)]
-        return sorted((run for run in named if run.settings.is_file()), key=lambda run: (run.changed, run.name))
+        return [RunPaths(path) for path in sorted(self.runs.iterdir()) if RUN_NAME.fullmatch(path.name)]
 
     def resolve_model(self, name: str | None = None) -> ModelPath:
         """Turn RUN, RUN/sft, RUN/sft@650, a checkpoint directory or None into one checkpoint folder.

@@ -32,6 +32,8 @@ def list_runs(invocation: Invocation) -> None:
     if invocation.as_json:
         invocation.console.show_json(found)
         return
+    for run in invocation.workspace.list_lost():
+        invocation.console.say(f"{run.root} has lost its settings.json  # nanochat runs rm {run.name}")
     if not found:
         invocation.console.say(f"there is no run in {invocation.workspace.runs}")
         invocation.console.suggest("nanochat run --preset demo")

@@ -139,6 +139,7 @@ def test_a_run_that_has_lost_its_settings_is_explained_and_can_be_removed(nanoch
     for words in (("resume", "lost"), ("runs", "show", "lost"), ("train", "mid", "--run", "lost")):
         outcome = nanochat(*words)
         assert outcome.code == 3 and "run 'lost' has no settings.json any more" in outcome.err
+    assert f"{run.root} has lost its settings.json" in nanochat("runs", "ls").err
     assert nanochat("runs", "rm", "lost", "-y").code == 0 and not run.root.exists()
 
 
