@@ -27,6 +27,8 @@ BODY_SECONDS = 30.0
 OPEN_PATHS = ("/", "/health", "/talk")
 """Answered without a key, as all below /page/ is: the page asks for one and sends it in its socket's first frame."""
 
+MOST_TOLD = 20
+"""Refusals of hosts and pages that are logged, each once."""
 PREFLIGHT_SECONDS = 7200
 """For which a browser need not ask again whether it may ask: as long as Chromium takes."""
 
@@ -68,6 +70,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, report: Callable[[str, int], None]) -> None:
         self.app, self.access, self.report = app, access, report
+        self._told: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -106,7 +109,7 @@ class Guard:
             return message
 
         try:
-            self._check_page(asked)
+            self._check_page(path, asked)
             if is_preflight:  # a browser asks whether a page may ask, and sends no key
                 await _answer(send_and_tell, 204, {}, b"")
             elif is_http and not path:
@@ -117,6 +120,9 @@ class Guard:
         except ApiError as error:
             if started:
                 raise
+            if error.status == 403 and error.message not in self._told and len(self._told) < MOST_TOLD:
+                self._told.add(error.message)  # a browser tells its page nothing of why a socket was refused
+                LOG.warning("refused: %s", error.message)
             await _refuse(scope, error, send_and_tell)
         except ClientDisconnect:
             pass
@@ -148,8 +154,11 @@ class Guard:
                 found["Access-Control-Allow-Private-Network"] = "true"
         return found
 
-    def _check_page(self, headers: dict[str, str]) -> None:
-        """Raises ApiError for a host or a page that may not ask."""
+    def _check_page(self, path: str, headers: dict[str, str]) -> None:
+        """Raises ApiError for a host or a page that may not ask.
+
+        The files of the page hold nothing secret: behind a proxy that changes Host they load, and say nobody answers.
+        """
         host, origin = headers.get("host", ""), headers.get("origin")
         name = _name_of(f"//{host}")
         if self.access.hosts is not None and name not in self.access.hosts:
@@ -157,6 +166,7 @@ class Guard:
             raise ApiError(403, said + _suggest("--allow-host", name), code="host_not_allowed")
         if (
             origin is not None
+            and not path.startswith("/page/")
             and not self.access.lets_in(origin)
             and origin not in (f"http://{host}", f"https://{host}")
         ):

@@ -90,6 +90,20 @@ def test_a_host_that_is_refused_is_named_with_the_option(server: Serving) -> Non
     assert "nanochat serve" not in server.get("/v1/models", headers={"Host": "a$(b)"}).text
 
 
+def test_a_page_behind_a_proxy_that_changes_host_loads_and_the_refusal_is_logged_once(
+    server: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its scripts are modules, which a browser asks for with Origin."""
+    headers = {"Origin": "http://proxy.example"}
+    assert server.get("/page/main.js", headers=headers).status_code == 200
+    for _ in range(2):
+        assert server.get("/v1/models", headers=headers).status_code == 403
+    assert [record.message for record in caplog.records].count(
+        "refused: pages of 'http://proxy.example' may not use this server: "
+        "nanochat serve --allow-origin http://proxy.example"
+    ) == 1
+
+
 @pytest.mark.parametrize("prefix", ["", "/llm"])
 def test_paths_are_found_whether_the_proxy_leaves_its_prefix_or_not(server: Serving, prefix: str) -> None:
     key = {"Authorization": "Bearer k"}
