@@ -62,7 +62,7 @@ def evaluate_core(
     ] = None,
     tasks: Tasks = None,
     log_samples: Annotated[
-        bool, typer.Option("--log-samples", help="Write every prediction: eval/core/STAGE_TASK.jsonl.")
+        bool, typer.Option("--log-samples", help="Write every prediction beside its score: eval/core/*.jsonl.")
     ] = False,
     resume: Resume = False,
     overrides: Overrides = None,

@@ -59,7 +59,8 @@ def _score_task(
     some = f" of {limit}" if limit else ""  # of some questions: kept apart from that of all
     path = score_path(job, subject, f"{task.label}{some}", FOLDER)
     samples = path.with_suffix(".jsonl")
-    record = find_score(job, path, identity) if keep_finished else None
+    known = find_score(job, path, identity)
+    record = known if keep_finished else None
     if record and (not log_samples or all(job.world.all_gather(samples.is_file() or not job.world.is_main))):
         display.say(f"{task.label} {_describe(_read_score(record))}, as measured before")
         return record
@@ -85,7 +86,8 @@ def _score_task(
     if job.world.is_main:
         with disk_errors(path.parent):
             path.unlink(missing_ok=True)  # before its samples change: they always belong to it
-            samples.unlink(missing_ok=True)
+            if log_samples or not known:
+                samples.unlink(missing_ok=True)
         if log_samples:
             write_atomically(samples, "\n".join(iter_samples(task, items, predictions, seed)))
     write_record(job, path, record)

@@ -93,7 +93,9 @@ def test_every_prediction_can_be_logged(evaluated: RunPaths) -> None:
         for line in lines:
             if task["kind"] != "language_modeling" and line["chosen"] is not None:
                 assert line["losses"][line["chosen"]] == min(line["losses"])
-    assert main(["evaluate", str(evaluated.settings), *CORE]) == 0  # other predictions now, perhaps of another model
+    assert main(["evaluate", str(evaluated.settings), *CORE]) == 0
+    assert len(list((evaluated.eval / "core").glob("*.jsonl"))) == len(read_core(evaluated)["core_tasks"])
+    assert main(["evaluate", str(evaluated.settings), *CORE, "--set", "runtime.seed=7"]) == 0  # other predictions
     assert not list((evaluated.eval / "core").glob("*.jsonl"))
 
 
