@@ -92,6 +92,9 @@ def export(
     if out is None:
         invocation.console.show(text.rstrip("\n"))
         return
+    if invocation.dry_run and not out.exists():
+        invocation.console.say(f"would write {out}")
+        return
     try:
         with out.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
@@ -118,6 +121,9 @@ def import_file(
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
     found = parse_chats(text, name)
+    if invocation.dry_run:
+        invocation.console.say(f"would take in {len(found)} conversation{'s' if len(found) > 1 else ''}")
+        return
     store = open_store(invocation)
     ids = store.load_all(chat.stored for chat in found)
     if invocation.as_json:
@@ -132,7 +138,11 @@ def import_file(
 def rename(invocation: Invocation, chat: Chat, title: Annotated[str, typer.Argument(help="The new title.")]) -> None:
     """Give a conversation another title."""
     store = open_store(invocation)
-    store.rename(store.find(chat).id, title)
+    info = store.find(chat)
+    if invocation.dry_run:
+        invocation.console.say(f"would rename {info.id} ({plain_text(info.title)})")
+        return
+    store.rename(info.id, title)
 
 
 @command(app, "rm", "nanochat chats rm 3f2a")
@@ -146,7 +156,7 @@ def remove(invocation: Invocation, chats: Annotated[list[str], typer.Argument(he
         return
     if not invocation.yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"removing {titles} wants a yes", f"nanochat chats rm {' '.join(found)} -y")
+            raise UsageError(f"removing {titles} needs a yes", f"nanochat chats rm {' '.join(found)} -y")
         if not invocation.console.ask(f"remove {titles}?"):
             invocation.console.say("nothing was removed")
             return

@@ -133,6 +133,8 @@ def copy_run(
         invocation.console.say(f"would make run {name} with {', '.join(stages)} of {source.name}")
         return
     write_copy(source, target, stages)
+    if invocation.as_json:
+        invocation.console.show_json({"run": name, "source": source.name, "stages": stages})
     invocation.console.say(f"run {name} has {', '.join(stages)} of {source.name}")
     after = STAGES[STAGES.index(stages[-1]) + 1 :]
     invocation.console.suggest(f"nanochat train {after[0]} --run {name}" if after else f"nanochat chat {name}")
@@ -193,6 +195,8 @@ def remove_runs(
             paths = [run for run in paths if run.name not in kept]
         places = {run.name: describe_place(run) for run in paths}
         remove_folders([run.root for run in paths])
+    if invocation.as_json:
+        invocation.console.show_json({"removed": list(places)})
     for name, place in places.items():
         invocation.console.say(f"removed {place} ({sizes[name]})")
 

@@ -52,11 +52,25 @@ def test_a_good_one_goes_into_a_training_file_and_back(nanochat: Call, chats: li
         assert refused.code == 4 and said in refused.err
 
 
+def test_a_dry_run_changes_nothing(nanochat: Call, chats: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "one.json"
+    file.write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    before = nanochat("chats", "ls").out
+    for words in (
+        ("import", str(file)),
+        ("rename", "latest", "new"),
+        ("export", "latest", "--out", str(tmp_path / "o")),
+    ):
+        outcome = nanochat("chats", *words, "--dry-run")
+        assert outcome.code == 0 and outcome.err.startswith("would "), outcome
+    assert nanochat("chats", "ls").out == before and not (tmp_path / "o").exists()
+
+
 def test_they_are_renamed_and_removed(nanochat: Call, chats: list[str]) -> None:
     assert nanochat("chats", "rename", chats[0], "About ducks").code == 0
     assert "About ducks" in nanochat("chats", "ls").out
     refused = nanochat("chats", "rm", chats[0])
-    assert refused.code == 2 and "wants a yes" in refused.err
+    assert refused.code == 2 and "needs a yes" in refused.err
     assert nanochat("chats", "rm", chats[0], "--dry-run").code == 0
     assert nanochat("chats", "rm", chats[0][:6], "-y").code == 0
     assert chats[0] not in nanochat("chats", "ls").out

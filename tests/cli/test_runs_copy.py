@@ -140,7 +140,8 @@ def test_a_run_that_has_lost_its_settings_is_explained_and_can_be_removed(nanoch
         outcome = nanochat(*words)
         assert outcome.code == 3 and "run 'lost' has no settings.json any more" in outcome.err
     assert f"{run.root} has lost its settings.json" in nanochat("runs", "ls").err
-    assert nanochat("runs", "rm", "lost", "-y").code == 0 and not run.root.exists()
+    assert json.loads(nanochat("runs", "rm", "lost", "-y", "--json").out) == {"removed": ["lost"]}
+    assert nanochat("runs", "rm", "lost", "-y").code == 3 and not run.root.exists()
 
 
 def test_a_link_to_nothing_is_a_name_that_is_taken(nanochat: Call, home: Path) -> None:
