@@ -73,7 +73,7 @@ def run_jobs(
         return _watch(jobs, done, progress, face)
     finally:
         transfer.stop.set()
-        for thread in threads:
+        for thread in filter(threading.Thread.is_alive, threads):  # Ctrl-C may come before all are started
             thread.join(timeout=1.0)  # one that hangs in a read ends with the process; its part is good
 
 

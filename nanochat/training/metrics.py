@@ -35,10 +35,12 @@ class MetricsFile:
 
     def read(self) -> list[dict]:
         """Every whole record; a line that a crash cut short is left out."""
-        if not self.path.is_file():
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:  # none yet, or a run that starts again has just forgotten its steps
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:

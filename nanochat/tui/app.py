@@ -296,24 +296,28 @@ class ChatApp(ThreadApp):
 
     async def _open_chat(self, chat: str | None) -> None:
         store = self.recorder.store
-        if store is not None and self.recorder.chat not in (None, *(info.id for info in store.list())):
-            self.recorder.new()  # it was removed from the list
-            await self._show_all()
-        if chat is not None:
-            try:
+        try:
+            if store is not None and self.recorder.chat not in (None, *(info.id for info in store.list())):
+                self.recorder.new()  # it was removed from the list
+                await self._show_all()
+            if chat is not None:
                 self.recorder.open(chat)
-            except NanochatError as error:
-                await self.transcript.note(explain(error), "error")
-                return
-            await self._show_all()
+                await self._show_all()
+        except NanochatError as error:
+            await self.transcript.note(explain(error), "error")
 
     async def _step(self, step: int) -> None:
-        if not self._refuse_while_busy():
+        if self._refuse_while_busy():
+            return
+        try:
             outcome = step_branch(self.recorder, step)
-            if outcome.is_other:
-                await self._show_all()
-            else:
-                self.notify(outcome.note)
+        except NanochatError as error:  # another program has deleted it, or holds the file
+            await self.transcript.note(explain(error), "error")
+            return
+        if outcome.is_other:
+            await self._show_all()
+        else:
+            self.notify(outcome.note)
 
     def _push(self, screen: Any, then: Any = None) -> None:
         screen.set_class(self.size.height < LOW_HEIGHT, "low")

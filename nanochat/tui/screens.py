@@ -71,7 +71,11 @@ class ChatsScreen(ModalScreen[str | None]):
             self._to_remove = chat
             hint.update("Delete once more removes it with all of its branches.")
             return
-        self.store.delete(chat)
+        try:
+            self.store.delete(chat)
+        except NanochatError as error:
+            hint.update(explain(error))
+            return
         hint.update("Removed.")
         self._show(self.query_one(Input).value)
 
@@ -79,7 +83,12 @@ class ChatsScreen(ModalScreen[str | None]):
         options = self.query_one(OptionList)
         options.clear_options()
         self._to_remove = ""
-        for info in self.store.list(words, 200):
+        try:
+            found = self.store.list(words, 200)
+        except NanochatError as error:
+            self.query_one("#hint", Static).update(explain(error))
+            return
+        for info in found:
             day = time.strftime("%m-%d %H:%M", time.localtime(info.updated))
             options.add_option(Option(f"{day}  {plain_text(info.title) or info.id}", id=info.id))
         if options.option_count:

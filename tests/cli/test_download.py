@@ -206,7 +206,7 @@ def test_a_request_to_stop_says_how_to_go_on(spawn, call, server, home, number) 
     wait_until(lambda: bool(list((home / "data").glob("fineweb-edu/.*.part"))))
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.splitlines()[-1] == "hint:  nanochat download data --config d4.toml"
     server.bytes_per_second = 0
     assert call("download", "data", "--config", "d4.toml").code == 0
