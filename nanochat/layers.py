@@ -204,6 +204,9 @@ def read_toml(text: str, name: str, with_line: bool = True, folder: Path | None 
         raise UsageError(f"{name} is not TOML: {error}", "check the line with an editor; strings need quotes") from None
     wishes = []
     for section, values in tree.items():
+        if not isinstance(values, dict) and section in _sections():
+            said = f"{describe_place(text, name, section)}: {section} is a table, not {values!r}"
+            raise UsageError(said, f"a line [{section}], and its keys below; {ALL_KEYS} shows all")
         if not isinstance(values, dict):
             raise UsageError(
                 f"{describe_place(text, name, section)}: unknown key {section}",
@@ -341,7 +344,7 @@ def _iter_preset_files() -> Iterable[tuple[str, str]]:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before it
     except FileNotFoundError:
         raise MissingError(f"there is no file {path}", f"nanochat presets copy demo {path}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def command(app: typer.Typer, name: str, example: str) -> Callable[[Callable], C
             shared = {key: values.pop(key) for key in GLOBAL_OPTIONS}
             invocation = build_invocation(**shared)
             if launches:
+                os.getcwd()  # raises where it is gone: libraries of a worker would die with a word of their own
                 launch = {key: values.pop(key) for key in LAUNCH_OPTIONS}
                 values["cluster"], overrides = build_cluster(**launch)
                 values["overrides"] = [*(values["overrides"] or ()), *overrides]

@@ -222,8 +222,8 @@ def explain(error: NanochatError) -> str:
 
 def _edit(recorder: Recorder, rest: str) -> Outcome:
     num_turns = len(recorder.session.history.messages) // 2
-    found = re.match(r"#(\d+)\s+(.+)", rest, re.DOTALL)
-    turn, text = (int(found[1]), found[2]) if found else (num_turns, rest)
+    found = re.fullmatch(r"#(\d+)(?:\s+(.*))?", rest, re.DOTALL)
+    turn, text = (int(found[1]), found[2] or "") if found else (num_turns, rest)
     if not num_turns or not text:
         raise UsageError("there is nothing to edit" if not num_turns else "the new text is missing", "/edit TEXT")
     if not 1 <= turn <= num_turns:

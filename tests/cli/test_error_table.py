@@ -128,6 +128,8 @@ TABLE = [
     ),
     ("plan --config my.toml", file_with("# x\n[bse]\n"), 2, "my.toml:2: unknown table [bse]", "did you mean base?"),
     ("plan --config my.toml", file_with("depth = 3\n"), 2, "my.toml:1: unknown key depth", "did you mean model.depth?"),
+    ("plan --config my.toml", file_with("model = 3\n"), 2, "my.toml:1: model is a table, not 3", "a line [model]"),
+    ("plan --config my.toml", file_with("\ufeff[base]\nnum_stps = 3\n"), 2, "my.toml:2: unknown key base.num_stps", ""),
     ("plan --config my.toml", file_with("[base\n"), 2, "my.toml is not TOML", "editor"),
     ("plan --config my.toml", file_with("[model]\ndepth = -1\n"), 2, "my.toml:2: model.depth = -1", "config schema"),
     # sizes that do not fit

@@ -74,10 +74,11 @@ def test_a_folder_that_was_removed_is_said(nanochat, tmp_path: Path, monkeypatch
     monkeypatch.chdir(folder)
     folder.rmdir()
     try:
-        outcome = nanochat("runs", "ls", "--home", "relative")
+        outcomes = [nanochat(*words.split()) for words in ("runs ls --home relative", "train base --preset demo")]
     finally:
         os.chdir(tmp_path)
-    assert outcome.code == 2 and "the current folder is not there any more" in outcome.err
+    for outcome in outcomes:
+        assert outcome.code == 2 and "the current folder is not there any more" in outcome.err
 
 
 @pytest.mark.parametrize("value", ["-1", "", "NoDevFiles", "none"])

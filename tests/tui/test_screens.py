@@ -167,6 +167,9 @@ async def test_commands_work_and_mistyped_ones_are_guessed(store: ChatStore) -> 
         assert app.session.params.top_k == 7 and store.list()[0].title == "Letters"
         await say(app, pilot, "/raw")
         assert "<|user_start|>a<|user_end|><|assistant_start|>one<|assistant_end|>" in notes(app)[-1]
+        await say(app, pilot, "/edit #1")
+        assert "the new text is missing" in notes(app)[-1]
+        app.query_one(PromptArea).clear()
         await say(app, pilot, "/edit #1 b")
         assert texts(app) == ["b", "three"]
         await say(app, pilot, "/chats letters")

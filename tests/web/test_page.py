@@ -98,7 +98,7 @@ def test_stop_keeps_what_was_said_and_go_on_adds_to_it(server: Serving, context,
     (said,) = watched.answers()
     choose(watched, max_new_tokens="7")
     watched.act("go on")
-    page.get_by_text("Cut at the longest answer.").wait_for()
+    page.get_by_text("Cut: the answer was as long as it may be").wait_for()
     (whole,) = watched.answers()
     assert whole.startswith(said) and len(whole) == len(said) + 7
     assert all((ord(b) - ord(a)) % 26 == 1 for a, b in zip(whole, whole[1:], strict=False))
@@ -433,7 +433,7 @@ def test_after_a_restart_of_the_server_the_answer_is_marked_and_can_be_gone_on_w
         assert watched.answers()[0] == said
         choose(watched, max_new_tokens="4")
         watched.act("go on")
-        page.get_by_text("Cut at the longest answer.").wait_for()
+        page.get_by_text("Cut: the answer was as long as it may be").wait_for()
         assert len(watched.answers()[0]) == len(said) + 4
         assert watched.wrong == []
 

@@ -3,7 +3,7 @@
 import { fill, make } from "./dom.js";
 
 const ENDS = {
-  length: "Cut at the longest answer.",
+  length: "Cut: the answer was as long as it may be, or the context was full.",
   cancelled: "Stopped.",
 };
 
