@@ -4,9 +4,11 @@ Knows the tables of conversations and nothing of what is in them.
 """
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,8 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         path, options = self.path, {"timeout": WAIT_SECONDS, "isolation_level": None, "check_same_thread": False}
         if path is not None:
-            if path.exists() and not os.access(path.parent, os.W_OK) and not _has_log(path):
-                return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **options)  # to be read
+            if path.exists() and not os.access(path.parent, os.W_OK):
+                return _read_only(path, options)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else is to read them
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(path or ":memory:", **options)
@@ -144,7 +146,16 @@ class Database:
             raise name_fault(error, self.path) from error
 
 
-def _has_log(path: Path) -> bool:
-    """Whether SQLite's log holds what the file itself does not yet."""
+def _read_only(path: Path, options: dict[str, Any]) -> sqlite3.Connection:
+    """A store in a folder that cannot be written, and SQLite's log beside it: copied, for SQLite reads no log there."""
     log = path.with_name(f"{path.name}-wal")
-    return log.exists() and log.stat().st_size > 0
+    if not (log.exists() and log.stat().st_size):
+        return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **options)
+    db = sqlite3.connect(":memory:", **options)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (path, log):
+            shutil.copyfile(file, Path(folder, file.name))
+        with closing(sqlite3.connect(Path(folder, path.name))) as copy:
+            copy.backup(db)
+    db.execute("PRAGMA query_only = ON")
+    return db

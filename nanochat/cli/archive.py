@@ -30,10 +30,10 @@ def verify_downloads(
     if not folders and not own:
         raise MissingError(f"nothing was downloaded to {workspace.home}", "nanochat download all --for d20")
     with ProgressLine(invocation.console) as line:
-        damages = find_damage(folders, lambda done, total: line.show_bytes("verifying", done, total))
-    for damage in damages:
-        invocation.console.say(f"damaged: {damage}")
-    bad = [folder for folder in own if not is_whole(invocation, folder)]
+        damages = find_damage(folders, lambda done, total: line.show_bytes("verifying downloads", done, total))
+        for damage in damages:
+            line.say(f"damaged: {damage}")
+        bad = [folder for folder in own if not is_whole(folder, line)]
     names = [Path(damage.path).name for damage in damages] + [folder.name for folder in bad]
     if names and not repair:
         more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
@@ -43,14 +43,14 @@ def verify_downloads(
     show_facts(invocation, {"folders": len(folders) + len(own), "damaged": len(names), "repaired": len(names)})
 
 
-def is_whole(invocation: Invocation, folder: Path) -> bool:
+def is_whole(folder: Path, line: ProgressLine) -> bool:
     """Whether a data set that was made or imported is what its manifest says; says what is not."""
     from nanochat.data.shards import verify_dataset
 
     try:
-        verify_dataset(folder)
+        verify_dataset(folder, lambda done, total: line.show_bytes(f"verifying {folder.name}", done, total))
     except DataError as error:
-        invocation.console.say(f"damaged: {error.message}")
+        line.say(f"damaged: {error.message}")
         return False
     return True
 
@@ -101,9 +101,7 @@ def pack_downloads(
 
     file = file.expanduser().absolute()
     if invocation.dry_run:
-        for unit in list_units(invocation.workspace):
-            invocation.console.show(f"would pack {unit}")
-        return
+        return invocation.would(*(f"pack {unit}" for unit in list_units(invocation.workspace)))
     with ProgressLine(invocation.console) as line:
         packed = pack(invocation.workspace, file, lambda done, total: line.show_bytes("packing", done, total))
     show_facts(invocation, {"file": str(file), "files": len(packed), "bytes": sum(item.size for item in packed)})
@@ -118,8 +116,7 @@ def unpack_downloads(
 
     file = file.expanduser().absolute()
     if invocation.dry_run:
-        invocation.console.show(f"would unpack {file} into {invocation.home}")
-        return
+        return invocation.would(f"unpack {file} into {invocation.home}")
     with ProgressLine(invocation.console) as line:
         packed, kept = unpack(
             *(invocation.workspace, file, line.say, lambda done, total: line.show_bytes("unpacking", done, total)),

@@ -74,7 +74,7 @@ def chat(
         invocation.console.say(f"model {found}")
     if invocation.dry_run:
         if url is not None:
-            invocation.console.say(f"would ask {url}")
+            invocation.would(f"ask {url}")
         return 0
     is_talk = prompt is None and not invocation.as_json
     preferences = read_preferences(invocation.home / "chat.toml") if is_talk else None  # before a model is loaded

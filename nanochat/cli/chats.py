@@ -93,7 +93,7 @@ def export(
         invocation.console.show(text.rstrip("\n"))
         return
     if invocation.dry_run and not out.exists():
-        invocation.console.say(f"would write {out}")
+        invocation.would(f"write {out}")
         return
     try:
         with out.open("x", encoding="utf-8", errors="backslashreplace") as file:
@@ -122,7 +122,7 @@ def import_file(
         raise DataError(f"cannot read {file}: {error.strerror}", "nanochat chats import FILE") from error
     found = parse_chats(text, name)
     if invocation.dry_run:
-        invocation.console.say(f"would take in {len(found)} conversation{'s' if len(found) > 1 else ''}")
+        invocation.would(f"take in {len(found)} conversation{'s' if len(found) > 1 else ''}")
         return
     store = open_store(invocation)
     ids = store.load_all(chat.stored for chat in found)
@@ -140,7 +140,7 @@ def rename(invocation: Invocation, chat: Chat, title: Annotated[str, typer.Argum
     store = open_store(invocation)
     info = store.find(chat)
     if invocation.dry_run:
-        invocation.console.say(f"would rename {info.id} ({plain_text(info.title)})")
+        invocation.would(f"rename {info.id} ({plain_text(info.title)})")
         return
     store.rename(info.id, title)
 
@@ -152,7 +152,7 @@ def remove(invocation: Invocation, chats: Annotated[list[str], typer.Argument(he
     found: dict[str, ChatInfo] = {info.id: info for info in map(store.find, chats)}
     titles = ", ".join(f"{info.id} ({plain_text(info.title)})" for info in found.values())
     if invocation.dry_run:
-        invocation.console.say(f"would remove {titles}")
+        invocation.would(f"remove {titles}")
         return
     if not invocation.yes:
         if not sys.stdin.isatty():

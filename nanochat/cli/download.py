@@ -9,7 +9,7 @@ import typer
 
 from nanochat.cli.archive import pack_downloads, unpack_downloads, verify_downloads
 from nanochat.cli.config import resolve
-from nanochat.cli.fetching import describe_text, fetch, show_facts, show_orders, show_records
+from nanochat.cli.fetching import describe_order, describe_text, fetch, show_facts, show_records
 from nanochat.cli.importing import find_folder, import_text
 from nanochat.cli.needs import Needs, list_needs, list_tasks, order_tasks, order_text
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
@@ -55,7 +55,7 @@ def download_data(
             raise UsageError(f"neither --preset nor --shards says how much of {name} is wanted", "--preset d20")
         order = order_text(invocation.workspace, name, num_shards)
         if invocation.dry_run:
-            return show_orders(invocation, [order])
+            return invocation.would(describe_order(order))
         records = fetch(invocation, [order], again=["data", *options], update=update, finish=adopt)
         facts = describe_text(name, folder) | {"commit": records[folder].commit}
     else:
@@ -66,8 +66,7 @@ def download_data(
                     f"nanochat download import DIR --name {name}",
                 )
             if invocation.dry_run:
-                invocation.console.show(f"would make {folder}")
-                return None
+                return invocation.would(f"make {folder}")
             from nanochat.stages.dataset import make_demo
 
             invocation.console.say(f"making the demo text in {folder}")
@@ -104,7 +103,7 @@ def download_tasks(
             invocation.console.say("these settings name no task that has to be downloaded")
     orders = order_tasks(invocation.workspace, wanted)
     if invocation.dry_run:
-        return show_orders(invocation, orders)
+        return invocation.would(*map(describe_order, orders))
     records = fetch(invocation, orders, again=["tasks", *(names or ()), *options], update=update)
     show_records(invocation, records)
     return None
@@ -114,8 +113,7 @@ def download_tasks(
 def download_core(invocation: Invocation, core_from: CoreFrom = None, update: Update = False) -> None:
     """Fetch and unpack the CORE bundle: the tasks that base models are compared by."""
     if invocation.dry_run:
-        invocation.console.show(f"would unpack {core_from or CORE_URL} into {invocation.workspace.core}")
-        return
+        return invocation.would(f"unpack {core_from or CORE_URL} into {invocation.workspace.core}")
     again = ["core", *(["--core-from", core_from] if core_from else [])]
     records = fetch(invocation, [], again=again, update=update, core=True, core_from=core_from)
     show_records(invocation, records)
@@ -140,10 +138,8 @@ def download_all(
     needs = list_needs(settings)
     orders = order_all(invocation, needs)
     if invocation.dry_run:
-        show_orders(invocation, orders)
-        if needs.has_core:
-            invocation.console.show(f"would unpack {core_from or CORE_URL} into {invocation.workspace.core}")
-        return
+        core = [f"unpack {core_from or CORE_URL} into {invocation.workspace.core}"] if needs.has_core else []
+        return invocation.would(*map(describe_order, orders), *core)
     text = settings.data.dataset
     again = ["all", *options, *(["--core-from", core_from] if core_from else [])]
     records = fetch(

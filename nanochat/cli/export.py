@@ -34,7 +34,7 @@ def export_hf(
     with disk_errors(folder.parent, CHOOSE_ANOTHER):
         check_folder(folder, invocation.yes)
     if invocation.dry_run:
-        invocation.console.show(f"would write {folder}")
+        invocation.would(f"write {folder}")
         return
 
     import torch

@@ -89,13 +89,10 @@ def describe_text(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def show_orders(invocation: Invocation, orders: Sequence["Order"]) -> None:
+def describe_order(order: "Order") -> str:
     """What a dry run would fetch."""
-    for order in orders:
-        number = f"{order.num_files:,} of " if order.num_files is not None else ""
-        invocation.console.show(
-            f"would download {number}{order.repo}/{{{','.join(order.patterns)}}} into {order.folder}"
-        )
+    number = f"{order.num_files:,} of " if order.num_files is not None else ""
+    return f"download {number}{order.repo}/{{{','.join(order.patterns)}}} into {order.folder}"
 
 
 def show_records(invocation: Invocation, records: dict[Path, "Record"]) -> None:

@@ -34,7 +34,7 @@ def init(
         raise UsageError(f"{out} is there already", f"--out {out.with_stem(f'{out.stem}-2')}  # --yes writes over it")
     conversations = write_identity(name, maker)
     if invocation.dry_run:
-        invocation.console.show(f"would write {len(conversations)} conversations to {out}")
+        invocation.would(f"write {len(conversations)} conversations to {out}")
         return
     lines = [json.dumps(dump_conversation(conversation), ensure_ascii=False) for conversation in conversations]
     write_atomically(out, "\n".join(lines))

@@ -53,7 +53,7 @@ def import_text(
     if invocation.dry_run:
         found = ImportReport()
         find_files(source, found)
-        invocation.console.show(f"would make {folder} from {found.num_files:,} files of {source}")
+        invocation.would(f"make {folder} from {found.num_files:,} files of {source}")
         return say_left_out(invocation, found)
     check_unread(invocation, dataset)
     if (folder / "shards.json").is_file() and not invocation.yes:

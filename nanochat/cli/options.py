@@ -92,6 +92,14 @@ class Invocation:
     def workspace(self) -> Workspace:
         return Workspace(self.home)
 
+    def would(self, *deeds: str) -> None:
+        """Show what a dry run would have done."""
+        if self.as_json:
+            self.console.show_json({"would": deeds})
+        else:
+            for deed in deeds:
+                self.console.show(f"would {deed}")
+
 
 def new_group(help: str) -> typer.Typer:
     """A group of commands."""

@@ -64,7 +64,7 @@ def copy(
             f"{file} is already there", f"nanochat presets copy {name} {another}  # --yes writes over {file}"
         )
     if invocation.dry_run:
-        invocation.console.show(f"would write {file}")
+        invocation.would(f"write {file}")
         return
     write_atomically(file, text.rstrip("\n"))
     if invocation.as_json:

@@ -6,6 +6,7 @@ import time
 from nanochat.cli.console import Console
 from nanochat.disk import format_size
 from nanochat.download.work import Progress
+from nanochat.text import can_rewrite
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.2
@@ -18,7 +19,7 @@ class ProgressLine:
 
     def __init__(self, console: Console, live: bool | None = None) -> None:
         self.console = console
-        self.live = sys.stderr.isatty() if live is None else live
+        self.live = can_rewrite(sys.stderr) if live is None else live
         self._drawn, self._last, self._marks = "", 0.0, [(time.monotonic(), 0)]
 
     def __enter__(self) -> "ProgressLine":

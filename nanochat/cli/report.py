@@ -22,7 +22,7 @@ def report(
     """Write report.md and report.html from what the run has left so far."""
     paths = choose_run(invocation, run)
     if invocation.dry_run:
-        invocation.console.show(f"would write {paths.report_md} and {paths.report_html}")
+        invocation.would(f"write {paths.report_md} and {paths.report_html}")
         return
     written = write_report(paths)
     if invocation.as_json:

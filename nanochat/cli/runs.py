@@ -130,7 +130,7 @@ def copy_run(
         what = until or "stage"
         raise MissingError(f"run {source.name!r} has no finished {what}", f"nanochat runs show {source.name}")
     if invocation.dry_run:
-        invocation.console.say(f"would make run {name} with {', '.join(stages)} of {source.name}")
+        invocation.would(f"make run {name} with {', '.join(stages)} of {source.name}")
         return
     write_copy(source, target, stages)
     if invocation.as_json:
@@ -177,9 +177,7 @@ def remove_runs(
     paths = [run if run.root.is_dir() else choose_run(invocation, run.name) for run in named]  # also without settings
     sizes = {run.name: format_size(count_bytes(run.root)) for run in paths}
     if invocation.dry_run:
-        for run in paths:
-            invocation.console.show(f"would remove {describe_place(run)} ({sizes[run.name]})")
-        return
+        return invocation.would(*(f"remove {describe_place(run)} ({sizes[run.name]})" for run in paths))
     if not invocation.yes and not sys.stdin.isatty():
         names = " ".join(sizes)
         raise UsageError(f"removing {names} needs a yes", f"nanochat runs rm {names} -y")

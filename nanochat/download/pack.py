@@ -69,14 +69,14 @@ def pack(workspace: Workspace, target: Path, show: Show) -> list[Packed]:
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         paths = sorted(path for unit in units for path in _files_of(unit))
-        total = 2 * sum(map(size_of, paths))
-        check_space(target.parent, total // 2, "the archive")
+        total = sum(map(size_of, paths))
+        check_space(target.parent, total, "the archive")
         done = 0
 
         def count(num_bytes: int) -> None:
             nonlocal done
             done += num_bytes
-            show(done, total)
+            show(done // 2, total)  # each byte is read to be hashed and again to be written
 
         packed = [_describe(workspace.home, path, count) for path in paths]
         value = {"version": VERSION, "files": [vars(item) for item in packed]}

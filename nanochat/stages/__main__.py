@@ -110,6 +110,9 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
     watch.hang_seconds = settings.runtime.hang_seconds
     resume = options.resume or f"nanochat resume {run.name}"
     is_resumable = options.stage in TRAIN_STAGES
+    if rank.is_managed and (restarts := read_environ().get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
+        log = log_path(run.logs(options.stage), rank.rank)
+        display.say(f"a rank failed, and all were started again (restart {restarts}): less {log}")
     with (
         StopRequests(options.stage, resume, display.say, is_resumable) as stop,
         prepared_process(workspace.home / "compile", settings.runtime.deterministic, rank),

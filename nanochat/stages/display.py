@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from nanochat.engine.decoding import plain_text
 from nanochat.errors import NanochatError
+from nanochat.text import can_rewrite
 
 SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough for a log file
 
@@ -32,7 +33,7 @@ class Display:
     ) -> None:
         self.quiet = quiet
         self._stream, self._log = stream, log
-        self._live = not quiet and self.stream.isatty() if live is None else live
+        self._live = not quiet and can_rewrite(self.stream) if live is None else live
         self._progress: Progress | None = None
         self._warned = False
         self._task: TaskID | None = None

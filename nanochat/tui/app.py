@@ -69,6 +69,7 @@ class ChatApp(ThreadApp):
         self.preferences = preferences or Preferences()
         self._busy = ""  # what is being done, for the status line
         self._editing = False
+        self._draft = ""  # what was in the prompt before the last question came into it
         self._asked = ""
 
     def compose(self) -> ComposeResult:
@@ -178,6 +179,8 @@ class ChatApp(ThreadApp):
         if not messages:
             self.notify("There is nothing to edit.")
             return
+        if not self._editing:
+            self._draft = self.prompt.text
         self._editing = True
         self.prompt.border_title = f"edit the last question; {self._key('stop')} leaves it as it is"
         self.prompt.focus()
@@ -256,8 +259,8 @@ class ChatApp(ThreadApp):
         elif self._busy:
             self.notify(f"That cannot be stopped; {self._key('quit')} leaves.")
         elif self._editing:
-            self._end_editing()
             self.prompt.clear()
+            self._end_editing()
         else:
             self.prompt.focus()
 
@@ -336,6 +339,9 @@ class ChatApp(ThreadApp):
     def _end_editing(self) -> None:
         self._editing = False
         self.prompt.border_title = ""
+        if self._draft:
+            self.prompt.give_back(self._draft)
+        self._draft = ""
 
     async def _follow(self, outcome: Outcome) -> None:
         """Show what a command did."""

@@ -159,6 +159,21 @@ MESSAGES = st.lists(
 )
 
 
+def test_a_store_in_a_folder_that_cannot_be_written_is_read_with_its_log(
+    tmp_path: Path, store: ChatStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the newest conversations, which only the log holds, needed a file that could not be made."""
+    store.load(Conversation((user("Ducks?"), assistant("Yes"))))
+    assert (tmp_path / "chats.db-wal").stat().st_size > 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    reader = ChatStore(tmp_path / "chats.db")
+    assert [info.title for info in reader.list()] == ["Ducks?"]
+    with pytest.raises(DataError, match="cannot be written"):
+        reader.create("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(MESSAGES, st.sampled_from(["json", "jsonl"]))
 def test_what_is_exported_is_imported_as_it_was(tmp_path_factory, turns: list, form: str) -> None:

@@ -119,7 +119,7 @@ def test_a_key_is_never_repeated_in_a_hint(nanochat) -> None:
 
 def test_nothing_is_asked_in_a_dry_run(nanochat) -> None:
     done = nanochat("chat", "--url", "http://127.0.0.1:9", "--dry-run")
-    assert done.code == 0 and "would ask http://127.0.0.1:9" in done.err
+    assert done.code == 0 and "would ask http://127.0.0.1:9" in done.out
 
 
 def test_wrong_settings_of_the_chat_are_said_before_a_model_is_loaded(nanochat, home) -> None:

@@ -62,7 +62,9 @@ def test_a_dry_run_changes_nothing(nanochat: Call, chats: list[str], tmp_path: P
         ("export", "latest", "--out", str(tmp_path / "o")),
     ):
         outcome = nanochat("chats", *words, "--dry-run")
-        assert outcome.code == 0 and outcome.err.startswith("would "), outcome
+        assert outcome.code == 0 and outcome.out.startswith("would "), outcome
+        told = nanochat("chats", *words, "--dry-run", "--json")
+        assert ["would " + deed for deed in json.loads(told.out)["would"]] == outcome.out.splitlines()
     assert nanochat("chats", "ls").out == before and not (tmp_path / "o").exists()
 
 

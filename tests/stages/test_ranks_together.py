@@ -162,6 +162,7 @@ def test_killed_ranks_under_max_restarts(start_run: Start, tmp_path: Path) -> No
             killed.add(mark.pid)
     write_atomically(allowed, "60")
     assert launch.wait() == 0, launch.text
+    assert "a rank failed, and all were started again (restart 1)" in launch.text
     alone = start_run("alone", changes={"base": {"num_steps": 60, "eval_every": 0}, "checkpoint": {"every": 0}})
     other = Launch(alone, *ranks(2))
     assert other.wait() == 0, other.text

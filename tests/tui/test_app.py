@@ -148,6 +148,21 @@ async def test_ctrl_r_replaces_the_answer() -> None:
         assert transcript(app) == [("UserTurn", "go"), ("answer", "second")]
 
 
+async def test_a_draft_is_back_after_the_edit_that_interrupted_it() -> None:
+    app = app_of(["One."], ["Two."])
+    async with app.run_test() as pilot:
+        await ask(app, pilot, "First?")
+        await settle(app, pilot)
+        prompt = app.query_one(PromptArea)
+        prompt.insert("half a question")
+        await pilot.press("ctrl+e", "ctrl+e", "escape")
+        assert prompt.text == "half a question"
+        await pilot.press("ctrl+e", "enter")
+        await settle(app, pilot)
+        assert prompt.text == "half a question"
+        assert app.recorder.session.history.messages[-1].text == "Two."
+
+
 async def test_ctrl_n_starts_a_new_conversation() -> None:
     app = app_of(["first"])
     async with app.run_test() as pilot:
