@@ -18,10 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.data.core_bundle import load_bundle, load_items
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.core import evaluate_core_task
+from nanochat.launch.launch import read_environ, resolve_home
 from nanochat.paths import Workspace
 from nanochat.runtime import name_device
 from nanochat.stages.assemble import load_model

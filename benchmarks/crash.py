@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "crash.json")
     options = parser.parse_args()
 
-    from nanochat.layers import load_settings, save_settings
+    from nanochat.config.load import load_settings, save_settings
     from nanochat.paths import Workspace
     from nanochat.stages.dataset import open_dataset
     from nanochat.stages.display import Display

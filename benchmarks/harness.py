@@ -24,11 +24,11 @@ from lm_eval.api.task import ConfigurableTask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.data.core_bundle import CoreItem, CoreTask, load_bundle, load_items
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.core import evaluate_core_task
 from nanochat.evals.core_prompt import iter_questions, render_prompt
+from nanochat.launch.launch import read_environ, resolve_home
 from nanochat.paths import Workspace
 from nanochat.stages.assemble import load_model
 

@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from nanochat.machine import Rank
 from nanochat.model import sharding
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
-from nanochat.ranks import Rank
 from nanochat.runtime import name_device, open_world, pick_device, use_all_cores
 
 COLLECTIVES = ("reduce_scatter_tensor", "all_gather_into_tensor")

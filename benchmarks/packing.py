@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.data.packing import Packing
 from nanochat.evals.bpb import measure_bits
+from nanochat.launch.launch import read_environ, resolve_home
 from nanochat.paths import Workspace
 from nanochat.runtime import name_device, pick_dtype, use_all_cores
 from nanochat.stages.assemble import load_model

@@ -14,11 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from nanochat.config.settings import Settings
 from nanochat.data.shards import Manifest, replace_manifest, write_shard_files
+from nanochat.machine import cpu_name, usable_cores
 from nanochat.paths import Workspace
-from nanochat.processes import usable_cores
-from nanochat.report.environment import cpu_name
-from nanochat.settings import Settings
 from nanochat.stages.__main__ import main as run_stage
 from nanochat.tasks.demo import generate_documents
 from nanochat.training.metrics import MetricsFile

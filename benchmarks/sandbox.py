@@ -16,12 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanochat.processes import usable_cores
-from nanochat.report.environment import cpu_name
+from nanochat.machine import cpu_name, usable_cores
 from nanochat.tasks.catalog import build_task
 from nanochat.tasks.humaneval import HumanEvalTask
 from nanochat.tools.sandbox.grading import grade_programs
-from nanochat.tools.sandbox.isolation import require_isolation
+from nanochat.tools.sandbox.probe import require_isolation
 from nanochat.tools.sandbox.process import Limits
 from tests.tools.sandbox.cheats import CHEATS
 from tests.tools.sandbox.listing import list_sandboxed

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from nanochat.processes import usable_cores
-from nanochat.report.environment import cpu_name
+from nanochat.machine import cpu_name, usable_cores
 
 WORDS = ["strawberry", "elephant", "banana", "committee", "bookkeeper", "mississippi", "window", "letter"]
 ALONE_SECONDS = 10.0

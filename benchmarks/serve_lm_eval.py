@@ -27,11 +27,11 @@ from typing import Any
 import torch
 import yaml
 
-from nanochat.cli.launch import read_environ, resolve_home
 from nanochat.data.core_bundle import CoreItem, CoreTask, load_bundle, load_items
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.core import evaluate_core_task
 from nanochat.evals.core_prompt import iter_questions, render_prompt
+from nanochat.launch.launch import read_environ, resolve_home
 from nanochat.model.gpt import GPT
 from nanochat.paths import Workspace
 from nanochat.runtime import name_device, pick_device, pick_dtype

@@ -4,7 +4,7 @@
 
 Random weights, in the type that a chat chooses here. `spin` is GOMP_SPINCOUNT, which OpenMP reads as it starts, so each
 has a process of its own; in it the numbers of threads take turns and the middle one of ROUNDS counts. `chosen` is the
-number that the product takes (runtime.threads_for), with the spin of cli/launch.py. `load` is that of the machine.
+number that the product takes (runtime.threads_for), with the spin of launch/launch.py. `load` is that of the machine.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from nanochat import runtime
-from nanochat.cli.launch import SPIN
 from nanochat.engine.engine import Engine, Request
 from nanochat.engine.sampling import SamplingParams
+from nanochat.launch.launch import SPIN
 from nanochat.model.accounting import count_params
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT

@@ -45,7 +45,7 @@ class Peak:
 def train(name: str, folder: Path, column: str, vocab: int) -> dict:
     import pyarrow.parquet as pq
 
-    from nanochat.settings import GPT4_STYLE_PATTERN
+    from nanochat.config.settings import GPT4_STYLE_PATTERN
 
     columns = [pq.read_table(path, columns=[column])[column] for path in sorted(folder.glob("*.parquet"))]
     arrays = [chunk for item in columns for chunk in item.chunks]

@@ -5,9 +5,9 @@ import asyncio
 import re
 from pathlib import Path
 
-from nanochat.chats.recorder import Recorder
-from nanochat.cli.launch import read_environ, resolve_home
+from nanochat.chat.recorder import Recorder
 from nanochat.engine.sampling import SamplingParams
+from nanochat.launch.launch import read_environ, resolve_home
 from nanochat.paths import Workspace
 from nanochat.stages.assemble import build_session
 from nanochat.tui.app import ChatApp

@@ -111,7 +111,7 @@ class RunPaths:
         return StagePaths(self.root / stage)
 
     def logs(self, stage: str) -> Path:
-        """What the processes of a stage print and what became of each (ranks.py)."""
+        """What the processes of a stage print and what became of each (launch/marks.py)."""
         return self.root / "logs" / stage
 
 

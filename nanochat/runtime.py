@@ -22,8 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import NanochatError, UsageError
-from nanochat.processes import usable_cores
-from nanochat.ranks import Rank
+from nanochat.machine import Rank, usable_cores
 
 T = TypeVar("T")
 ALONE = Rank()
@@ -370,7 +369,7 @@ MOST_SECONDS = 1e7  # torch keeps a timeout in nanoseconds of 64 bits
 def open_world(device: torch.device, rank: Rank = ALONE, hang_seconds: float = 600) -> World:
     """Join the processes that torchrun started, or be alone. Collective: every rank calls this.
 
-    hang_seconds: after so long the ranks that are waited for are named (stages/watch.py). torch's own limit for a
+    hang_seconds: after so long the ranks that are waited for are named (launch/watch.py). torch's own limit for a
     collective, which names nobody and aborts, comes later.
     """
     if rank.world_size == 1:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.config.settings import Settings
 from nanochat.data.shards import Manifest, replace_manifest, write_shard_files
-from nanochat.settings import Settings
 from nanochat.stages.__main__ import main
 from nanochat.tasks.demo import generate_documents
 from tests.process_state import _leaves_the_process_as_it_was, pytest_fixture_setup  # noqa: F401  pytest finds them

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nanochat
-from nanochat.processes import START, module_command
+from nanochat.machine import START, module_command
 
 TRAPS = ("os", "random", "runpy", "pathlib", "site", "torch", "json", "typing")
 PROBE = "import json, random, sys; print('probe', sys.argv[1:], __name__)\n"
@@ -91,4 +91,4 @@ def test_every_process_of_ours_is_started_this_way() -> None:
     package = Path(nanochat.__file__).parent
     for path in package.rglob("*.py"):
         for line in re.findall(r"^.*sys\.executable.*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            assert path.name in ("processes.py", "process.py"), f"{path}: {line.strip()}"
+            assert path.name in ("machine.py", "process.py"), f"{path}: {line.strip()}"

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat.chats.recorder import Recorder
+from nanochat.chat.recorder import Recorder
 from nanochat.cli.chats import open_store
-from nanochat.cli.launch import read_environ, switch_colors_off
 from nanochat.cli.options import Invocation, check_utf8, command, read_utf8
 from nanochat.cli.sessions import BASE_NOTICE, KEY_VARIABLE, LocalModels, open_local, open_remote
 from nanochat.engine.bounds import BOUNDS
 from nanochat.errors import UsageError
+from nanochat.launch.launch import read_environ, switch_colors_off
 from nanochat.tui.commands import Models
 from nanochat.tui.editor import edit_text, find_editor
 from nanochat.tui.preferences import Preferences, read_preferences

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from nanochat.chats.export import STDIN, count_whole, describe_end, export_chat, parse_chats, write_parts
-from nanochat.chats.store import ChatInfo, ChatStore
+from nanochat.chat.decoding import plain_text
+from nanochat.chat.export import STDIN, count_whole, describe_end, export_chat, parse_chats, write_parts
+from nanochat.chat.store import ChatInfo, ChatStore
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group, read_utf8
-from nanochat.engine.decoding import plain_text
 from nanochat.errors import DataError, MissingError, UsageError
 
 app = new_group("Conversations: list, show, export, import, rename, remove.")

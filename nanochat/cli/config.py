@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import format_table
-from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_target
 from nanochat.cli.validation import check_settings, say_missing
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE
 
 app = new_group("See and check settings.")
 
@@ -26,7 +26,7 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Where each value came from.")] = False,
 ) -> None:
     """Print every setting, resolved: option over environment over file over preset over default."""
-    from nanochat.layers import find_empty, flatten
+    from nanochat.config.load import find_empty, flatten
 
     settings, origins = resolve(invocation, preset, config, overrides, run)
     if origin:
@@ -69,8 +69,8 @@ def validate(
 @command(app, "schema", "nanochat config schema")
 def schema(invocation: Invocation) -> None:
     """Print every key with its default and what it means; --json prints the JSON schema."""
-    from nanochat.layers import list_fields
-    from nanochat.settings import Settings
+    from nanochat.config.load import list_fields
+    from nanochat.config.settings import Settings
 
     if invocation.as_json:
         invocation.console.show_json(Settings.model_json_schema())
@@ -87,7 +87,7 @@ def resolve(
     if run is not None and preset is None and config is None:
         target = choose_target(invocation, run=run, overrides=overrides)
         return target.settings, target.origins
-    from nanochat.layers import load_settings
+    from nanochat.config.load import load_settings
 
     return load_settings(preset, config, overrides or ())
 

@@ -65,7 +65,7 @@ def check(
 
 def find_tokenizer(invocation: Invocation, run: str | None, preset: str | None) -> "tuple[Tokenizer, int | None, str]":
     """The tokenizer, the context and the rule for long conversations of a run; bytes where none is trained."""
-    from nanochat.settings import GPT4_STYLE_PATTERN
+    from nanochat.config.settings import GPT4_STYLE_PATTERN
     from nanochat.tokenizer.bpe import Tokenizer, load_tokenizer
 
     if run is not None and preset is not None:

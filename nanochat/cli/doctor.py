@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanochat.cli.console import format_table
-from nanochat.cli.launch import bandwidth_command, measure_all_reduce
 from nanochat.cli.options import Invocation, command
 from nanochat.errors import CheckError, UsageError
+from nanochat.launch.launch import bandwidth_command, measure_all_reduce
 
 if TYPE_CHECKING:
     from nanochat.doctor.finding import Finding

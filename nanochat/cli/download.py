@@ -14,8 +14,8 @@ from nanochat.cli.importing import find_folder, import_text
 from nanochat.cli.needs import Needs, list_needs, list_tasks, order_tasks, order_text
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import target_options
+from nanochat.download.sources import CORE_URL, TASK_SOURCES, TEXT_SOURCES
 from nanochat.errors import MissingError, UsageError
-from nanochat.sources import CORE_URL, TASK_SOURCES, TEXT_SOURCES
 
 if TYPE_CHECKING:
     from nanochat.download.fetch import Order

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
-from nanochat.cli.cluster import Cluster
+from nanochat.checkpoint.manifest import MANIFEST, MODEL
 from nanochat.cli.console import format_table
-from nanochat.cli.launch import ALONE
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Invocation, Overrides, command, new_group
 from nanochat.cli.target import Target, check_dataset, choose_target, override_options, read_result
 from nanochat.cli.train import check_devices, start
 from nanochat.data.core_bundle import check_bundle, has_bundle, load_bundle
 from nanochat.errors import UsageError
-from nanochat.manifest import MANIFEST, MODEL
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE
 from nanochat.paths import ModelPath, RunPaths
 
 if TYPE_CHECKING:
-    from nanochat.settings import EvalSettings, Settings
+    from nanochat.config.settings import EvalSettings, Settings
 
 MEASURED = frozenset({"data.packing", "runtime.seed"})
 """Settings that say how to measure, beside those of [eval]: another value than the run's holds for one evaluation."""
@@ -181,7 +181,7 @@ def check_tasks(invocation: Invocation, target: Target) -> None:
 def check_code(target: Target) -> None:
     """Raise UsageError where a task runs what the model wrote and this machine cannot close that off."""
     from nanochat.tasks.catalog import RUN_CODE
-    from nanochat.tools.sandbox.isolation import require_isolation
+    from nanochat.tools.sandbox.probe import require_isolation
 
     if RUN_CODE.intersection(target.settings.eval.tasks):
         require_isolation(target.settings.eval.allow_weak_isolation)
@@ -259,7 +259,7 @@ def is_text_scored(run: RunPaths, settings: "Settings", stage: str) -> bool:
 
 def covers(score: dict[str, Any], wish: "EvalSettings") -> bool:
     """Whether a chat score was measured as wished, on as many questions or more. What it does not say, it is."""
-    from nanochat.settings import SAMPLED
+    from nanochat.config.settings import SAMPLED
 
     had = _table(score.get("settings"))
     is_same = all(had.get(key, getattr(wish, key)) == getattr(wish, key) for key in SAMPLED)

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from nanochat.cli.options import Invocation, command, new_group
-from nanochat.disk import CHOOSE_ANOTHER, describe_unsynced, disk_errors, format_size
 from nanochat.errors import UsageError
+from nanochat.files import CHOOSE_ANOTHER, describe_unsynced, disk_errors, format_size
 from nanochat.paths import ModelPath
 
 app = new_group("Write models for other programs.")

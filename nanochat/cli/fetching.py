@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation
-from nanochat.disk import describe_unsynced
+from nanochat.download.sources import CORE_URL
 from nanochat.errors import InterruptError, MissingError
-from nanochat.sources import CORE_URL
+from nanochat.files import describe_unsynced
 
 if TYPE_CHECKING:
     from nanochat.download.fetch import Order

@@ -24,7 +24,7 @@ def init(
 ) -> None:
     """Write a JSONL file of questions about the model and its answers; edit it as you like."""
     from nanochat.conversation import dump_conversation
-    from nanochat.disk import write_atomically
+    from nanochat.files import write_atomically
     from nanochat.tasks.identity_file import write_identity
 
     name, maker, out = check_name("--name", name), check_name("--maker", maker), out.expanduser()

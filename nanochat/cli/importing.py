@@ -9,9 +9,9 @@ import typer
 from nanochat.cli.fetching import show_facts
 from nanochat.cli.options import Invocation
 from nanochat.cli.progress import ProgressLine
+from nanochat.download.sources import TEXT_SOURCES
 from nanochat.errors import InterruptError, UsageError
 from nanochat.paths import RUN_NAME
-from nanochat.sources import TEXT_SOURCES
 from nanochat.stages.lock import find_holder
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def import_text(
 
 def check_unread(invocation: Invocation, dataset: str) -> None:
     """Raise UsageError where a run that is at work may read the data set."""
-    from nanochat.layers import read_saved
+    from nanochat.config.load import read_saved
 
     for run in invocation.workspace.list_runs():
         if (holder := find_holder(run)) and read_saved(run.settings)[1].data.dataset == dataset:

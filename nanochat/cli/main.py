@@ -36,9 +36,9 @@ from nanochat.cli import (
 )
 from nanochat.cli.console import Console, count_escaped, prepare_streams
 from nanochat.cli.options import complete_hint, move_global_options, new_group
-from nanochat.disk import FAILING
 from nanochat.errors import NanochatError
-from nanochat.processes import end_at_third_interrupt
+from nanochat.files import FAILING
+from nanochat.machine import end_at_third_interrupt
 
 EXIT_USAGE, EXIT_DATA, EXIT_CAPACITY, EXIT_INTERRUPTED = 2, 4, 5, 130
 REFUSED = (*FAILING, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)

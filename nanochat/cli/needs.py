@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanochat.cli.options import Invocation
+from nanochat.download.sources import TASK_SOURCES, TEXT_SOURCES
 from nanochat.errors import MissingError, UsageError
 from nanochat.paths import Workspace
-from nanochat.sources import TASK_SOURCES, TEXT_SOURCES
 
 if TYPE_CHECKING:
     from nanochat.cli.target import Target
+    from nanochat.config.settings import Settings
     from nanochat.download.fetch import Order
-    from nanochat.settings import Settings
 
 MIXTURES = {"mid": "mixture", "sft": "mixture", "rl": "task", "eval": "tasks"}
 """Where the settings name tasks."""
@@ -31,8 +31,8 @@ class Needs:
 
 def list_needs(settings: "Settings") -> Needs:
     """What all stages of these settings may read. The demo needs nothing, and so not the CORE bundle."""
-    from nanochat.device_batch import lower_rows
-    from nanochat.plan import plan_base
+    from nanochat.config.device_batch import lower_rows
+    from nanochat.config.plan import plan_base
 
     dataset = settings.data.dataset
     is_hub = dataset in TEXT_SOURCES

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.console import Console
-from nanochat.cli.launch import count_gpus, is_offline, read_environ, resolve_home
 from nanochat.errors import InterruptError, UsageError
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import count_gpus, is_offline, read_environ, resolve_home
 from nanochat.paths import Workspace
 
 Device = Literal["auto", "cpu", "cuda", "mps"]

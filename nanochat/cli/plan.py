@@ -6,15 +6,15 @@ from typing import Any
 
 import typer
 
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.config import resolve
 from nanochat.cli.console import format_table
-from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.target import find_newest, target_options
 from nanochat.cli.validation import check_settings, say_missing
-from nanochat.disk import format_size
-from nanochat.sources import TEXT_SOURCES
+from nanochat.download.sources import TEXT_SOURCES
+from nanochat.files import format_size
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE
 
 
 def register(app: typer.Typer) -> None:
@@ -30,9 +30,9 @@ def plan(
     cluster: Cluster = ALONE,
 ) -> None:
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
-    from nanochat.device_batch import lower_rows
-    from nanochat.layers import is_chosen
-    from nanochat.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
+    from nanochat.config.device_batch import lower_rows
+    from nanochat.config.load import is_chosen
+    from nanochat.config.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
     from nanochat.tasks.graded import check_graded
     from nanochat.tasks.sizes import count_conversations
 
@@ -92,9 +92,9 @@ def measure_own_text(invocation: Invocation, dataset: str) -> int | None:
 
 def describe_base(plan: Any, settings: Any, text_bytes: int | None = None) -> list[tuple[str, str]]:
     """Names and values of a BasePlan, for people. text_bytes: of the text that is there."""
+    from nanochat.config.device_batch import DEVICE_BYTES
+    from nanochat.config.plan import ASSUMED_MFU, DEVICE, DOLLARS_PER_DEVICE_HOUR
     from nanochat.data.dataset import describe_repeats
-    from nanochat.device_batch import DEVICE_BYTES
-    from nanochat.plan import ASSUMED_MFU, DEVICE, DOLLARS_PER_DEVICE_HOUR
 
     is_auto = settings.batch.device_batch_size == "auto"
     auto = f" (auto: what {format_size(round(DEVICE_BYTES))} hold; a run tries its own device)" if is_auto else ""

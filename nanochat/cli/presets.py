@@ -7,8 +7,8 @@ import typer
 
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
-from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
+from nanochat.files import write_atomically
 
 app = new_group("The presets that come with nanochat.")
 
@@ -18,8 +18,8 @@ Name = Annotated[str, typer.Argument(metavar="PRESET", help="The preset.")]
 @command(app, "ls", "nanochat presets ls")
 def list_all(invocation: Invocation) -> None:
     """List the presets, the smallest model first."""
-    from nanochat.layers import list_presets, load_settings
-    from nanochat.plan import plan_base
+    from nanochat.config.load import list_presets, load_settings
+    from nanochat.config.plan import plan_base
 
     rows = []
     for name, text in list_presets().items():
@@ -36,7 +36,7 @@ def list_all(invocation: Invocation) -> None:
 @command(app, "show", "nanochat presets show demo")
 def show(invocation: Invocation, name: Name) -> None:
     """Print a preset's TOML, with the arithmetic in its comments."""
-    from nanochat.layers import load_preset
+    from nanochat.config.load import load_preset
 
     text = load_preset(name)
     if invocation.as_json:
@@ -52,7 +52,7 @@ def copy(
     file: Annotated[Path | None, typer.Argument(help="Where to; default: PRESET.toml here.")] = None,
 ) -> None:
     """Copy a preset to a file of yours, to change it."""
-    from nanochat.layers import load_preset
+    from nanochat.config.load import load_preset
 
     text = load_preset(name)
     file = (file or Path(f"{name}.toml")).expanduser()

@@ -4,8 +4,8 @@ import sys
 import time
 
 from nanochat.cli.console import Console
-from nanochat.disk import format_size
 from nanochat.download.work import Progress
+from nanochat.files import format_size
 from nanochat.text import can_rewrite
 
 SECONDS_BETWEEN_LINES = 5.0

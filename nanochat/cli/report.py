@@ -7,7 +7,7 @@ import typer
 
 from nanochat.cli.options import Invocation, command
 from nanochat.cli.target import choose_run
-from nanochat.disk import write_atomically
+from nanochat.files import write_atomically
 from nanochat.paths import RunPaths
 
 

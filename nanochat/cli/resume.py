@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli.cluster import Cluster
-from nanochat.cli.launch import ALONE
 from nanochat.cli.options import Invocation, Overrides, command
 from nanochat.cli.run import run_pipeline
 from nanochat.cli.target import choose_run, choose_target, find_damage, has_started, is_done
 from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import train
 from nanochat.errors import MissingError
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
 

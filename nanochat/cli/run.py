@@ -5,7 +5,6 @@ import shlex
 
 import typer
 
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import (
     AllowWeak,
     add_isolation,
@@ -15,7 +14,6 @@ from nanochat.cli.eval import (
     is_text_scored,
     list_scores,
 )
-from nanochat.cli.launch import ALONE, stopping_before
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command
 from nanochat.cli.report import write_report
@@ -32,8 +30,10 @@ from nanochat.cli.tracking import Track, add_track
 from nanochat.cli.train import check_devices, check_stage, describe_result, start
 from nanochat.cli.validation import check_settings, say_missing
 from nanochat.data.core_bundle import AGAIN, has_bundle
-from nanochat.disk import disk_errors, write_atomically
 from nanochat.errors import MissingError
+from nanochat.files import disk_errors, write_atomically
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE, stopping_before
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 """In their order; rl only where there is an rl.task."""

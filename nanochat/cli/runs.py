@@ -15,8 +15,8 @@ import typer
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
-from nanochat.disk import count_bytes, disk_errors, format_size
 from nanochat.errors import MissingError, UsageError
+from nanochat.files import count_bytes, disk_errors, format_size
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
 app = new_group("See and remove runs.")

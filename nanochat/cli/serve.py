@@ -11,9 +11,9 @@ import typer
 
 from nanochat.cli.chat import check_sampling
 from nanochat.cli.chats import open_store
-from nanochat.cli.launch import read_environ, threads_that_sleep
 from nanochat.cli.options import Invocation, command
 from nanochat.errors import UsageError
+from nanochat.launch.launch import read_environ, threads_that_sleep
 
 DTYPES = ("auto", "float32", "bfloat16")
 EVERYWHERE = ("0.0.0.0", "::")

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nanochat.cli.launch import threads_that_sleep
 from nanochat.cli.options import Invocation
 from nanochat.errors import MissingError, UsageError
+from nanochat.launch.launch import threads_that_sleep
 from nanochat.paths import RUN_NAME, TRAIN_STAGES, Workspace
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
@@ -57,7 +57,7 @@ def open_local(model: Any, device: str, sampling: Mapping[str, Any], system: str
 
     with threads_that_sleep():
         from nanochat.runtime import use_all_cores
-    from nanochat.engine.session import CHAT_SAMPLING
+    from nanochat.chat.session import CHAT_SAMPLING
     from nanochat.stages.assemble import build_session
 
     use_all_cores()

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat import __version__
-from nanochat.cli.launch import read_environ
 from nanochat.cli.options import Invocation
-from nanochat.disk import MAKE_ROOM, MEND, disk_errors, format_size
+from nanochat.download.sources import TEXT_SOURCES
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
+from nanochat.files import MAKE_ROOM, MEND, disk_errors, format_size
+from nanochat.launch.launch import read_environ
 from nanochat.paths import TRAIN_STAGES, RunPaths
-from nanochat.sources import TEXT_SOURCES
 from nanochat.stages.lock import find_holder, name_holder
 
 if TYPE_CHECKING:
-    from nanochat.settings import Settings
+    from nanochat.config.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def choose_target(
 
     Raises UsageError where the settings contradict what the run has already trained.
     """
-    from nanochat.layers import apply_wishes, load_settings, read_environment, read_override, read_saved
+    from nanochat.config.load import apply_wishes, load_settings, read_environment, read_override, read_saved
 
     by_name = preset is None and config is None
     if preset is None and config is None and run is None:
@@ -153,7 +153,7 @@ def find_changes(
 
     Raises UsageError where a stage has already used what differs.
     """
-    from nanochat.layers import differing_keys
+    from nanochat.config.load import differing_keys
     from nanochat.stages.inputs import describe_edit, find_edits, list_settings, read_inputs
 
     changed = differing_keys(saved, settings)
@@ -183,7 +183,7 @@ def find_changes(
 
 def warn_of_changed_data(invocation: Invocation, target: Target, stage: str) -> None:
     """Say what of the data of a finished stage is not what it learnt from, and what to do for the new one."""
-    from nanochat.layers import options_again
+    from nanochat.config.load import options_again
     from nanochat.stages.inputs import find_changed_data, hash_data, read_inputs
 
     run, inputs = target.run, read_inputs(target.run, stage)
@@ -218,7 +218,7 @@ def is_done(run: RunPaths, stage: str) -> bool:
 
 def find_damage(run: RunPaths, stage: str) -> str:
     """What is wrong with the last checkpoint of a finished stage, "" if it is whole or there is none."""
-    from nanochat.manifest import UnreadableError, verify_checkpoint
+    from nanochat.checkpoint.manifest import UnreadableError, verify_checkpoint
 
     steps = run.stage(stage).steps()
     try:
@@ -283,8 +283,8 @@ def write_target(invocation: Invocation, target: Target) -> Target:
 
     Returns the target as it stands on the disk. Raises UsageError where they changed and another process is at work.
     """
-    from nanochat.layers import save_settings
-    from nanochat.report.environment import describe_environment
+    from nanochat.config.load import save_settings
+    from nanochat.machine import describe_environment
 
     if target.changed and (holder := find_holder(target.run)):
         raise name_holder(target.run, holder)

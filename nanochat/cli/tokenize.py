@@ -29,8 +29,8 @@ from nanochat.cli.target import (
 )
 from nanochat.cli.train import describe_result, start
 from nanochat.cli.validation import check_settings
-from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
+from nanochat.files import write_atomically
 
 app = new_group("Train a tokenizer, and see what it does to text.")
 

@@ -5,8 +5,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from nanochat.cli.cluster import Cluster
-from nanochat.cli.launch import ALONE, launch_stage, stage_command
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
 from nanochat.cli.target import (
@@ -23,8 +21,10 @@ from nanochat.cli.target import (
 )
 from nanochat.cli.tracking import Track, add_track, check_tracker
 from nanochat.cli.validation import check_settings
-from nanochat.disk import SPARE_BYTES, count_bytes
 from nanochat.errors import MissingError, UsageError
+from nanochat.files import SPARE_BYTES, count_bytes
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE, launch_stage, stage_command
 from nanochat.paths import TRAIN_STAGES, RunPaths
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/nvgpu")
@@ -184,9 +184,9 @@ def start(
 
 def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Cluster) -> Any:
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
-    from nanochat.device_batch import lower_rows
-    from nanochat.layers import is_chosen
-    from nanochat.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
+    from nanochat.config.device_batch import lower_rows
+    from nanochat.config.load import is_chosen
+    from nanochat.config.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
@@ -230,7 +230,7 @@ def check_devices(device: str, cluster: Cluster) -> None:
     if device == "cuda" and not any(map(os.path.exists, GPU_DEVICES)):
         raise UsageError("runtime.device = cuda, but this machine has no GPU that PyTorch could use", "--device cpu")
     if gpus > 1 and device in ("auto", "cuda") and not Path("/dev/kfd").exists():  # AMD's are not counted here
-        from nanochat.report.environment import gpu_names
+        from nanochat.machine import gpu_names
 
         found = len(gpu_names())
         if found < gpus:

@@ -7,7 +7,7 @@ from nanochat.cli.options import Invocation
 from nanochat.paths import TRAIN_STAGES
 
 if TYPE_CHECKING:
-    from nanochat.settings import Settings
+    from nanochat.config.settings import Settings
 
 
 def check_settings(
@@ -23,10 +23,10 @@ def check_settings(
 
     Returns the tasks that are not downloaded yet, which are no fault of the settings.
     """
+    from nanochat.config.device_batch import lower_rows
+    from nanochat.config.load import is_chosen
+    from nanochat.config.plan import plan_base, sketch_finetune, sketch_rl
     from nanochat.data.core_bundle import check_labels
-    from nanochat.device_batch import lower_rows
-    from nanochat.layers import is_chosen
-    from nanochat.plan import plan_base, sketch_finetune, sketch_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.entry import parse_spec
     from nanochat.tasks.graded import check_graded

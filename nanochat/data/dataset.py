@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat.disk import disk_errors, sync_file, sync_folder
 from nanochat.errors import DataError, MissingError
+from nanochat.files import disk_errors, sync_file, sync_folder
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

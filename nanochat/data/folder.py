@@ -14,9 +14,8 @@ from pathlib import Path
 from nanochat.data.documents import SUFFIXES, Reading, iter_file, measure_text, name_read_error
 from nanochat.data.holdout import digest_text, hold_out, iter_buckets, plan_val_bytes, read_texts, write_text
 from nanochat.data.shards import Manifest, Shard, Split, replace_manifest, write_shard_files
-from nanochat.disk import disk_errors
-from nanochat.download.lock import LOCK, lock_folder
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.files import LOCK, disk_errors, lock_folder
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total) in bytes."""

@@ -23,7 +23,7 @@ from nanochat.data.dataset import (
     replace_manifest,
 )
 from nanochat.errors import DataError, MissingError
-from nanochat.manifest import hash_file
+from nanochat.files import hash_file
 
 SHARD_BYTES = 256_000_000
 """Text of one shard: the size of the fineweb-edu shards."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.doctor.finding import Finding
-from nanochat.report.environment import gpu_names
+from nanochat.machine import gpu_names
 
 CUDA_INSTALL = "pip install --upgrade torch"
 BUSY_SHARE = 0.05

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nanochat.doctor.accelerator import CUDA_INSTALL
 from nanochat.doctor.finding import Finding
-from nanochat.report.environment import package_version
+from nanochat.machine import package_version
 
 FUSED = ("flash", "cuDNN", "efficient")
 

@@ -8,12 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nanochat.disk import describe_unsynced
 from nanochat.doctor.finding import Finding, format_gigabytes
 from nanochat.errors import UsageError
-from nanochat.processes import usable_cores
-from nanochat.report.environment import cpu_name, gpu_names, memory_bytes, package_version
-from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
+from nanochat.files import describe_unsynced
+from nanochat.machine import cpu_name, gpu_names, memory_bytes, package_version, usable_cores
+from nanochat.tools.sandbox.probe import Isolation, measure_isolation
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 9)
@@ -103,7 +102,7 @@ def check_temporary() -> Finding:
 
 def check_variables(misspelt: dict[str, str] | None = None) -> Finding:
     """misspelt: variables of the environment that mean nothing, each with what was probably meant."""
-    from nanochat.layers import find_misspelt
+    from nanochat.config.load import find_misspelt
 
     misspelt = find_misspelt() if misspelt is None else misspelt
     if not misspelt:
@@ -115,8 +114,8 @@ def check_variables(misspelt: dict[str, str] | None = None) -> Finding:
 
 def check_disk(home: Path) -> Finding:
     """What is free, and which presets it is enough for."""
-    from nanochat.layers import list_presets, load_settings
-    from nanochat.plan import plan_base
+    from nanochat.config.load import list_presets, load_settings
+    from nanochat.config.plan import plan_base
 
     needs = {name: plan_base(load_settings(name, environ={})[0]).disk_bytes for name in list_presets()}
     return judge_disk(shutil.disk_usage(_existing(home)).free, needs, home)

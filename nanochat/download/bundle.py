@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from nanochat.disk import check_space, disk_errors, sync_file, sync_folder
 from nanochat.download.faults import Fault, WrongContentError, persist
 from nanochat.download.record import Entry, Record, load_record, save_record, sweep
 from nanochat.download.transfer import BLOCK_BYTES, Digest, Remote, Transfer, size_of
 from nanochat.errors import DataError, MissingError
+from nanochat.files import check_space, disk_errors, sync_file, sync_folder
 
 SENTINEL = "core.yaml"
 REQUIRED = (SENTINEL, "eval_meta_data.csv", "eval_data/")

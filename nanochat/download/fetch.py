@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nanochat.disk import check_space
 from nanochat.download.bundle import Bundle, bring_bundle, find_bundle
 from nanochat.download.faults import Patience, persist
 from nanochat.download.hub import Hub, Listing
-from nanochat.download.lock import lock_folder
 from nanochat.download.record import Record, build_record, load_record, save_record, sweep
 from nanochat.download.transfer import Remote, Transfer, is_right_file, part_path, size_of
 from nanochat.download.work import NUM_THREADS, Face, Job, Missing, Progress, run_jobs
 from nanochat.errors import DataError
+from nanochat.files import check_space, lock_folder
 
 NAMED = 8
 """Files that a message names; the rest it counts."""

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nanochat.disk import check_space, disk_errors, sync_file, sync_folder
 from nanochat.download.bundle import SENTINEL, check_path
-from nanochat.download.lock import lock_folder
 from nanochat.download.record import RECORD
 from nanochat.download.transfer import BLOCK_BYTES, Digest, size_of
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.files import check_space, disk_errors, lock_folder, sync_file, sync_folder
 from nanochat.paths import Workspace
 
 LIST = "nanochat-pack.json"

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from nanochat.disk import write_atomically
 from nanochat.download.hub import HubFile, Listing
 from nanochat.download.transfer import part_path
 from nanochat.errors import DataError
+from nanochat.files import write_atomically
 
 RECORD = "source.json"
 VERSION = 1

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from nanochat.disk import disk_errors, sync_file, sync_folder
 from nanochat.download.faults import Fault, Pace, Patience, StoppedFetchError, WrongContentError, persist
 from nanochat.download.hub import Hub, HubFile
 from nanochat.errors import DataError
+from nanochat.files import disk_errors, sync_file, sync_folder
 
 BLOCK_BYTES = 1 << 20
 PROGRESS_BYTES = 8_000_000

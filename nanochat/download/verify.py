@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.download.fetch import Order
-from nanochat.download.lock import lock_folder
 from nanochat.download.record import RECORD, Record, load_record, save_record
 from nanochat.download.transfer import is_right_file, size_of
+from nanochat.files import lock_folder
 from nanochat.paths import Workspace
 
 NUM_THREADS = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.manifest import is_edited
+from nanochat.files import is_edited
 from nanochat.paths import RunPaths
 from nanochat.report.compression import KindReport, parse_compression
 from nanochat.report.practice import PracticeReport, collect_practice

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from nanochat.disk import FAILING, describe_unsynced, name_error
 from nanochat.errors import NanochatError
+from nanochat.files import FAILING, describe_unsynced, name_error
+from nanochat.launch.marks import log_path
+from nanochat.launch.watch import RankWatch
+from nanochat.machine import Rank, end_with_parent, read_rank
 from nanochat.paths import TRAIN_STAGES, RunPaths
-from nanochat.processes import end_with_parent
-from nanochat.ranks import Rank, log_path, read_rank
 from nanochat.runtime import (
     open_terminal,
     open_world,
@@ -36,7 +37,6 @@ from nanochat.stages.mid import run_mid
 from nanochat.stages.rl import run_rl
 from nanochat.stages.sft import run_sft
 from nanochat.stages.tokenizer import run_tokenizer
-from nanochat.stages.watch import RankWatch
 from nanochat.training.stop import INTERRUPTED, StopRequests
 
 RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft, "rl": run_rl}

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from nanochat.checkpoint import Checkpoint, load_checkpoint
-from nanochat.disk import await_path
+from nanochat.chat.session import CHAT_SAMPLING, ChatSession
+from nanochat.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from nanochat.checkpoint.manifest import UnreadableError
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import CHAT_SAMPLING, ChatSession
 from nanochat.errors import DataError, MissingError, NanochatError
-from nanochat.manifest import UnreadableError
+from nanochat.files import await_path
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.processes import end_with_parent
-from nanochat.ranks import read_rank
+from nanochat.machine import end_with_parent, read_rank
 from nanochat.runtime import World, open_world, pick_device, read_environ
 
 SIZES = {"cpu": (1 << 20, 64 << 20), "cuda": (1 << 20, 64 << 20, 512 << 20)}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import nanochat
+from nanochat.config.plan import CHARS_PER_TOKEN, plan_base, plan_model
 from nanochat.data.batch import Batch
 from nanochat.data.dataset import describe_repeats
 from nanochat.data.packing import Packing
 from nanochat.data.pretrain import PretrainLoader
 from nanochat.data.shards import load_manifest, measure_largest_group, measure_text
 from nanochat.evals.samples import sample_texts
-from nanochat.plan import CHARS_PER_TOKEN, plan_base, plan_model
 from nanochat.stages.assemble import open_tokenizer
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset

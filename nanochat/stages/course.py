@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 
 import nanochat
-from nanochat.checkpoint import (
+from nanochat.checkpoint.checkpoint import (
     Checkpoint,
     check_shared,
     latest_good,
     remove_stale,
     save_checkpoint,
 )
-from nanochat.disk import write_atomically
+from nanochat.checkpoint.retention import find_best
+from nanochat.config.settings import TrainSettings
 from nanochat.errors import DataError, NumericalError, StoppedError, UsageError
 from nanochat.evals.bpb import measure_bits
 from nanochat.evals.samples import Sample
+from nanochat.files import write_atomically
 from nanochat.model.accounting import flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
-from nanochat.retention import find_best
 from nanochat.runtime import can_compile, peak_flops
-from nanochat.settings import TrainSettings
 from nanochat.stages.assemble import build_model, check_tokenizer, load_weights
 from nanochat.stages.bits import describe_change, describe_computing
 from nanochat.stages.display import Display

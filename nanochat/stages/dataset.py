@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.data.shards import MANIFEST, Manifest, load_manifest, replace_manifest, write_shard_files
-from nanochat.disk import await_path, disk_errors
+from nanochat.download.sources import TEXT_SOURCES
 from nanochat.errors import MissingError
+from nanochat.files import await_path, disk_errors
 from nanochat.paths import Workspace
-from nanochat.sources import TEXT_SOURCES
 from nanochat.tasks.demo import generate_documents
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nanochat.engine.decoding import plain_text
+from nanochat.chat.decoding import plain_text
 from nanochat.errors import NanochatError
 from nanochat.text import can_rewrite
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nanochat.config.settings import EvalSettings
 from nanochat.data.core_bundle import AGAIN, has_bundle
 from nanochat.data.shards import load_manifest
 from nanochat.errors import UsageError
@@ -18,7 +19,6 @@ from nanochat.evals.chat import (
     hash_examples,
     read_score,
 )
-from nanochat.settings import EvalSettings
 from nanochat.stages.base import iter_validation
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
@@ -28,7 +28,7 @@ from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, load
 from nanochat.tasks.catalog import RUN_CODE, build_task, check_names
 from nanochat.tasks.guarded import GuardedTask
 from nanochat.tasks.task import Task
-from nanochat.tools.sandbox.isolation import check_isolation, measure_isolation
+from nanochat.tools.sandbox.probe import check_isolation, measure_isolation
 
 T = TypeVar("T")
 

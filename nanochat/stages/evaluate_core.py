@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.core_bundle import CoreItem, CoreTask, load_bundle, load_items
-from nanochat.disk import disk_errors, write_atomically
 from nanochat.evals.core import CoreScore, Prediction, TaskScore, evaluate_core_task
 from nanochat.evals.core_prompt import render_prompt
+from nanochat.files import disk_errors, write_atomically
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.stages.scores import IDENTITY, Subject, find_score, identify, save_score, score_path, write_record

@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Iterator
 from typing import Literal
 
-from nanochat.device_batch import plan_total_tokens
+from nanochat.config.device_batch import plan_total_tokens
+from nanochat.config.memory import list_rows
+from nanochat.config.plan import plan_model
 from nanochat.device_memory import is_memory_error, peak_memory_bytes, read_memory
-from nanochat.disk import format_size
 from nanochat.errors import CapacityError, NanochatError
+from nanochat.files import format_size
 from nanochat.model.config import GPTConfig
-from nanochat.model.memory import list_rows
-from nanochat.plan import plan_model
 from nanochat.runtime import name_device
 from nanochat.stages.fit import divide_rows, read_fit
 from nanochat.stages.job import Job

@@ -15,15 +15,15 @@ from tokenizers import Tokenizer as ExportedTokenizer
 from torch import Tensor
 
 from nanochat import __version__
-from nanochat.disk import CHOOSE_ANOTHER, SPARE_BYTES, check_space, new_folder, write_text
-from nanochat.engine.session import CHAT_SAMPLING
+from nanochat.chat.session import CHAT_SAMPLING
+from nanochat.checkpoint.manifest import read_manifest
+from nanochat.checkpoint.tensors import write_tensors
 from nanochat.errors import CheckError
-from nanochat.manifest import hash_file, read_manifest
+from nanochat.files import CHOOSE_ANOTHER, SPARE_BYTES, check_space, hash_file, new_folder, write_text
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.hf import build_hf_config, to_hf_state
 from nanochat.paths import ModelPath
-from nanochat.safetensors_file import write_tensors
 from nanochat.stages.assemble import check_tokenizer, find_tokenizer, load_newest, load_weights, read_config
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from nanochat.tokenizer.export import build_exported, build_tokenizer_config

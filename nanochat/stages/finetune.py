@@ -5,6 +5,8 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import nanochat
+from nanochat.config.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
+from nanochat.config.settings import FinetuneSettings
 from nanochat.data.batch import Batch
 from nanochat.data.finetune import PREFETCHED_BATCHES, Conversations, EpochSize, FinetuneLoader, iter_once
 from nanochat.data.prefetch import Prefetcher
@@ -14,8 +16,6 @@ from nanochat.data.shards import load_manifest, measure_largest_group
 from nanochat.errors import MissingError
 from nanochat.evals.samples import sample_answers
 from nanochat.paths import ModelPath
-from nanochat.plan import StartedFinetunePlan, plan_finetune, sketch_finetune
-from nanochat.settings import FinetuneSettings
 from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
 from nanochat.stages.course import Course, Loader, run_course
 from nanochat.stages.dataset import open_dataset

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import torch
 
-from nanochat.device_batch import choose_rows, divide_batch, lower_rows, plan_total_tokens
+from nanochat.config.device_batch import choose_rows, divide_batch, lower_rows, plan_total_tokens
+from nanochat.config.load import is_chosen, read_saved
+from nanochat.config.memory import MARGIN, list_rows
 from nanochat.device_memory import is_memory_error, read_memory
-from nanochat.disk import format_size, write_atomically
 from nanochat.errors import CapacityError
-from nanochat.layers import is_chosen, read_saved
+from nanochat.files import format_size, write_atomically
 from nanochat.model.config import GPTConfig
-from nanochat.model.memory import MARGIN, list_rows
 from nanochat.paths import StagePaths
 from nanochat.runtime import World, deterministic_kernels, name_device
 from nanochat.stages.assemble import build_model

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanochat.config.load import flatten
+from nanochat.config.settings import Settings
 from nanochat.errors import UsageError
-from nanochat.layers import flatten
-from nanochat.manifest import hash_file
+from nanochat.files import hash_file
 from nanochat.paths import TRAIN_STAGES, RunPaths, Workspace
-from nanochat.settings import Settings
 from nanochat.tasks.entry import CUSTOM, parse_spec
 
 FREE = frozenset(

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from nanochat.config.load import apply_wishes, read_override
+from nanochat.config.settings import Settings
 from nanochat.errors import DataError, MissingError, UsageError
-from nanochat.layers import apply_wishes, read_override
 from nanochat.paths import RunPaths, Workspace
 from nanochat.runtime import World
-from nanochat.settings import Settings
 from nanochat.training.stop import StopRequests
 
 

@@ -1,12 +1,11 @@
 """The lock of a run: two processes never write one run directory at once."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from nanochat.disk import disk_errors
 from nanochat.errors import DataError, UsageError
+from nanochat.files import disk_errors, try_lock
 from nanochat.paths import RunPaths
 
 HOLD = ".evaluating"
@@ -17,9 +16,7 @@ def find_holder(run: RunPaths) -> str:
     """The id of the process that holds the run's lock; "" where none does. Leaves the lock as it is."""
     try:
         with run.lock.open("r", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file, shared=True):
                 return file.read().strip() or "unknown"
     except OSError:  # no lock yet, or none to be had here
         pass
@@ -39,7 +36,7 @@ def hold_run(run: RunPaths) -> Iterator[None]:
     file = None
     with suppress(OSError):  # no locks here, or nothing may be written
         file = (run.root / HOLD).open("a+", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try_lock(file, shared=True)
     try:
         yield
     finally:
@@ -51,13 +48,13 @@ def check_unused(run: RunPaths) -> None:
     """Raise UsageError where an evaluation reads the run."""
     try:
         with (run.root / HOLD).open("r", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+            is_unused = try_lock(file)
+    except OSError:  # never evaluated, or no locks here
+        return
+    if not is_unused:
         raise UsageError(
             f"run {run.name!r} is being evaluated", f"nanochat runs show {run.name}  # or wait for it to end"
-        ) from None
-    except OSError:
-        pass  # never evaluated, or no locks here
+        )
 
 
 @contextmanager
@@ -72,15 +69,15 @@ def lock_run(run: RunPaths) -> Iterator[None]:
         file = run.lock.open("a+", encoding="utf-8")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise name_holder(run, file.read().strip() or "unknown") from None
+            is_ours = try_lock(file)
         except OSError as error:
             raise DataError(
                 f"{run.lock} cannot be locked: {error}; without a lock two processes could write one run",
                 "--home DIR  # a folder on a file system that has locks (NFS: mounted without nolock)",
             ) from error
+        if not is_ours:
+            file.seek(0)
+            raise name_holder(run, file.read().strip() or "unknown")
         with disk_errors(run.root):
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"{os.getpid()}\n".encode())

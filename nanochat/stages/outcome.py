@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import nanochat
-from nanochat.disk import write_atomically
 from nanochat.errors import UsageError
+from nanochat.files import write_atomically
 from nanochat.model.accounting import count_params
 from nanochat.runtime import name_device
 from nanochat.stages.display import Display, format_seconds

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.config.settings import RlSettings
 from nanochat.data.batch import WeightedBatch
 from nanochat.data.cursor import HASH, name_changes
 from nanochat.data.policy import PolicyRow, build_policy_batches, compute_advantages
 from nanochat.evals.rollouts import Group, SamplingPlan, sample_groups
 from nanochat.model.gpt import GPT
 from nanochat.runtime import any_kernels
-from nanochat.settings import RlSettings
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.stages.rollout_facts import Watch, describe_groups, list_records

@@ -8,13 +8,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import nanochat
+from nanochat.config.plan import plan_rl
 from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
 from nanochat.evals.rollouts import find_fitting, measure_pass_at_k
 from nanochat.evals.samples import sample_answers
 from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
-from nanochat.plan import plan_rl
 from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
 from nanochat.stages.course import Course, run_course
 from nanochat.stages.display import Display

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from nanochat.config.settings import RlSettings
 from nanochat.data.policy import compute_advantages
 from nanochat.evals.rollouts import Group
-from nanochat.settings import RlSettings
 from nanochat.tasks.task import Task
 
 STREAK = 3

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import nanochat
-from nanochat.checkpoint import MANIFEST, MODEL
-from nanochat.disk import write_atomically
-from nanochat.layers import read_saved
+from nanochat.checkpoint.checkpoint import MANIFEST, MODEL
+from nanochat.config.load import read_saved
+from nanochat.config.settings import SAMPLED
+from nanochat.files import write_atomically
 from nanochat.model.gpt import GPT
 from nanochat.paths import ModelPath, RunPaths
-from nanochat.settings import SAMPLED
 from nanochat.stages.assemble import assemble_model, load_newest
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import Tokenizer

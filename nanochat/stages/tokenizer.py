@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nanochat
-from nanochat.checkpoint import TEMPORARY
+from nanochat.checkpoint.checkpoint import TEMPORARY
 from nanochat.data.shards import iter_documents, load_manifest
 from nanochat.errors import DataError
 from nanochat.evals.compression import compare_vocabularies

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanochat.conversation import Conversation, assistant, user
-from nanochat.sources import TASK_SOURCES
+from nanochat.download.sources import TASK_SOURCES
 from nanochat.tasks.hub import HubTask
 from nanochat.tasks.task import EvalType, Split
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.conversation import Conversation
-from nanochat.dialects import is_many, iter_values, read_conversation, read_json
 from nanochat.errors import DataError, MissingError
+from nanochat.tasks.dialects import is_many, iter_values, read_conversation, read_json
 from nanochat.tasks.held_out import describe_held_out, select_held_out
 from nanochat.tasks.task import Split, Task
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.conversation import Conversation, Message, Part, user
-from nanochat.sources import TASK_SOURCES
+from nanochat.download.sources import TASK_SOURCES
 from nanochat.tasks.hub import HubTask
 from nanochat.tasks.task import Split
 

@@ -14,9 +14,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from nanochat.download.sources import HubSource
 from nanochat.errors import DataError, MissingError
-from nanochat.manifest import hash_file
-from nanochat.sources import HubSource
+from nanochat.files import hash_file
 from nanochat.tasks.task import Split, Task
 
 DOWNLOAD = "nanochat download tasks"

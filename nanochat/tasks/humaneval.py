@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.conversation import Conversation, assistant, user
+from nanochat.download.sources import TASK_SOURCES
 from nanochat.errors import UsageError
-from nanochat.sources import TASK_SOURCES
 from nanochat.tasks.hub import HubTask
 from nanochat.tasks.task import Split
 from nanochat.tools.sandbox.grading import Program, grade_programs
-from nanochat.tools.sandbox.isolation import require_isolation
+from nanochat.tools.sandbox.probe import require_isolation
 
 FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.conversation import Conversation, parse_conversation
-from nanochat.sources import TASK_SOURCES
+from nanochat.download.sources import TASK_SOURCES
 from nanochat.tasks.hub import HubTask
 from nanochat.tasks.task import Split
 

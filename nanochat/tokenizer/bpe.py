@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import _rustbpe
-from nanochat.disk import sync_file, sync_folder
 from nanochat.errors import DataError, MissingError, UsageError
-from nanochat.processes import usable_cores
+from nanochat.files import sync_file, sync_folder
+from nanochat.machine import usable_cores
 
 SPECIAL_TOKENS = (
     "<|bos|>",

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from nanochat.disk import disk_errors, sync_file, write_atomically
+from nanochat.files import disk_errors, sync_file, write_atomically
 
 SMOOTHING = 0.9  # of the running mean: its memory is about ten logged steps
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.disk import disk_errors, write_atomically
 from nanochat.errors import DataError
+from nanochat.files import disk_errors, write_atomically
 
 MAX_TEXT_CHARS = 4_000
 """Of a question or an answer: bounds what a step takes on the disk."""

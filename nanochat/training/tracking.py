@@ -12,9 +12,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nanochat.machine import drop_rank_variables, module_command
 from nanochat.paths import StagePaths
-from nanochat.processes import module_command
-from nanochat.ranks import drop_rank_variables
 from nanochat.runtime import read_environ
 
 CLOSE_SECONDS = 15.0

@@ -15,7 +15,7 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding
 from textual.widgets import Static
 
-from nanochat.chats.recorder import Recorder
+from nanochat.chat.recorder import Recorder
 from nanochat.errors import NanochatError
 from nanochat.tui import screens
 from nanochat.tui.commands import Models, Outcome, as_text, explain, parse_command, run_command, step_branch

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from nanochat.engine.decoding import plain_text
+from nanochat.chat.decoding import plain_text
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
 from nanochat.network import client_errors
 from nanochat.tui.events import MAX_EVENT_BYTES, Event, EventReader

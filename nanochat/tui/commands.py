@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from nanochat.chats.export import write_parts
-from nanochat.chats.recorder import Recorder
-from nanochat.engine.decoding import Piece
+from nanochat.chat.decoding import Piece
+from nanochat.chat.export import write_parts
+from nanochat.chat.recorder import Recorder
 from nanochat.errors import NanochatError, UsageError
 
 COMMANDS = {

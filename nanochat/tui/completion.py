@@ -4,7 +4,7 @@ import os.path
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from nanochat.chats.recorder import Recorder
+from nanochat.chat.recorder import Recorder
 from nanochat.tui.commands import COMMANDS, NUMBERS, Models, optional_numbers
 from nanochat.tui.preferences import list_themes
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanochat.engine.decoding import plain_text
+from nanochat.chat.decoding import plain_text
 from nanochat.errors import DataError, UsageError
 
 FALLBACKS = ("nano", "vi")

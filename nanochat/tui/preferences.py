@@ -45,8 +45,8 @@ def read_preferences(path: Path) -> Preferences:
 
 def parse_preferences(text: str, path: Path) -> Preferences:
     """See read_preferences."""
-    from nanochat.layers import tomllib  # with pydantic, which nobody waits for without a file
-    from nanochat.toml_lines import find_line
+    from nanochat.config.load import tomllib  # with pydantic, which nobody waits for without a file
+    from nanochat.config.toml_lines import find_line
 
     def place(key: str) -> str:
         line = find_line(text, key)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nanochat.chat.decoding import Piece
+from nanochat.chat.turns import TurnSession, add_piece
 from nanochat.conversation import Message, Part, PartKind
 from nanochat.engine.bounds import check_bounds
-from nanochat.engine.decoding import Piece
-from nanochat.engine.turns import TurnSession, add_piece
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.tui.client import MAX_SAID, Refusal, ServedModel, Server, clean, read_error
 

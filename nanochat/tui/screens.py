@@ -12,9 +12,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat.chats.recorder import Recorder
-from nanochat.chats.store import ChatStore
-from nanochat.engine.decoding import plain_text
+from nanochat.chat.decoding import plain_text
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.store import ChatStore
 from nanochat.errors import NanochatError
 from nanochat.tui.commands import NUMBERS, explain, optional_numbers, set_number
 

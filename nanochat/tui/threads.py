@@ -7,7 +7,7 @@ from textual import work
 from textual.app import App
 from textual.message import Message
 
-from nanochat.engine.decoding import Piece
+from nanochat.chat.decoding import Piece
 from nanochat.errors import NanochatError
 from nanochat.tui.commands import Outcome, explain
 

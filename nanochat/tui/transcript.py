@@ -7,9 +7,9 @@ from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownStream
 
-from nanochat.chats.store import StoredMessage
+from nanochat.chat.decoding import Piece, plain_text
+from nanochat.chat.store import StoredMessage
 from nanochat.conversation import Message
-from nanochat.engine.decoding import Piece, plain_text
 from nanochat.tui.widgets import AnswerText, Note, ToolCall, UserTurn
 
 MAX_TURNS = 40

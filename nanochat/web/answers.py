@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from nanochat.chats.store import Finish
+from nanochat.chat.decoding import Piece
+from nanochat.chat.prompts import describe_unseen, fit_prompt
+from nanochat.chat.store import Finish
 from nanochat.conversation import Message, Part
-from nanochat.engine.decoding import Piece
-from nanochat.engine.prompts import describe_unseen, fit_prompt
 from nanochat.errors import NanochatError
 from nanochat.web.errors import ApiError
 from nanochat.web.kept import KeptChats

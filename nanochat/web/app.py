@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from nanochat import __version__
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.web.errors import ApiError, describe_error
 from nanochat.web.guard import Access, Guard
 from nanochat.web.openai import build_router

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat.engine.decoding import Piece
+from nanochat.chat.decoding import Piece
 from nanochat.engine.engine import TokenEvent
 from nanochat.engine.sampling import TokenLogprob
 from nanochat.web.schema import ChatRequest, CompletionRequest

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from nanochat.chats.store import ChatInfo, ChatStore, StoredMessage
+from nanochat.chat.store import ChatInfo, ChatStore, StoredMessage
 from nanochat.errors import NanochatError
 from nanochat.web.errors import ApiError
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from nanochat.chat.decoding import Piece, PieceDecoder
 from nanochat.conversation import Conversation, Message, Part, join_text, user
-from nanochat.engine.decoding import Piece, PieceDecoder
 from nanochat.engine.engine import Finish, TokenEvent
 from nanochat.engine.sampling import SamplingParams
 from nanochat.tokenizer.bpe import Tokenizer

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nanochat.chats.store import ChatInfo, StoredMessage
+from nanochat.chat.decoding import Piece, plain_text
+from nanochat.chat.store import ChatInfo, StoredMessage
+from nanochat.chat.turns import add_piece
 from nanochat.conversation import Part
-from nanochat.engine.decoding import Piece, plain_text
-from nanochat.engine.turns import add_piece
 from nanochat.web.markdown import GrowingMarkdown, render_blocks
 
 

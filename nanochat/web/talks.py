@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from nanochat.chats.export import export_chat, parse_chats
-from nanochat.chats.store import ChatStore, StoredMessage
+from nanochat.chat.export import export_chat, parse_chats
+from nanochat.chat.store import ChatStore, StoredMessage
 from nanochat.conversation import Message, Part, user
 from nanochat.errors import NanochatError
 from nanochat.web.answers import Answers, Beginning

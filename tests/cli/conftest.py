@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 
 import nanochat.cli.train as train_module
+from nanochat.checkpoint.manifest import MANIFEST, MODEL, STATE
 from nanochat.cli.main import main
-from nanochat.layers import load_settings, read_saved, save_settings
-from nanochat.manifest import MANIFEST, MODEL, STATE
+from nanochat.config.load import load_settings, read_saved, save_settings
 from nanochat.paths import RunPaths, StagePaths
 
 RUN = ["tokenizer", "base", "mid", "sft", "evaluate", "evaluate", "rl", "evaluate"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.conversation import Conversation, assistant, user
 from nanochat.paths import Workspace
 from tests.cli.conftest import Outcome

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import nanochat
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.eval import are_scores_done
-from nanochat.cli.launch import ALONE, child_environ, run_child, stage_command, threads_that_sleep
 from nanochat.cli.options import check_utf8, read_utf8
+from nanochat.config.load import list_presets, load_settings, read_saved
+from nanochat.config.settings import Settings
 from nanochat.errors import CapacityError, UsageError
-from nanochat.layers import list_presets, load_settings, read_saved
-from nanochat.processes import START
-from nanochat.settings import Settings
+from nanochat.launch.cluster import Cluster
+from nanochat.launch.launch import ALONE, child_environ, run_child, stage_command, threads_that_sleep
+from nanochat.machine import START
 from tests.cli.conftest import RUN, make_run
 from tests.core_bundle import write_bundle
 from tests.patience import PATIENCE_SECONDS
@@ -436,7 +436,7 @@ def test_every_command_has_an_example(nanochat) -> None:
 
 
 def test_a_bug_keeps_its_traceback(nanochat, monkeypatch) -> None:
-    monkeypatch.setattr("nanochat.plan.plan_base", lambda *_: 1 / 0)
+    monkeypatch.setattr("nanochat.config.plan.plan_base", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         nanochat("plan", "--preset", "demo")
 
@@ -446,7 +446,7 @@ def test_what_the_machine_does_to_us_has_a_code(nanochat, monkeypatch, error, co
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("nanochat.plan.plan_base", fail)
+    monkeypatch.setattr("nanochat.config.plan.plan_base", fail)
     outcome = nanochat("plan", "--preset", "demo")
     assert outcome.code == code and outcome.err.startswith("error: ")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.settings import GPT4_STYLE_PATTERN
+from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.tasks.catalog import build_task
 from nanochat.tasks.check import check_file, split_by_mask
 from nanochat.tokenizer.bpe import Tokenizer

@@ -7,7 +7,7 @@ from nanochat.doctor.distributed import judge_all_reduce
 from nanochat.doctor.examine import examine_machine
 from nanochat.doctor.finding import Finding
 from nanochat.doctor.machine import judge_disk
-from nanochat.processes import START
+from nanochat.machine import START
 
 AGAIN = "nanochat doctor --distributed --gpus 2 --device cpu"
 

@@ -16,13 +16,13 @@ from nanochat.cli.needs import Needs, check_downloads, list_needs, list_tasks, o
 from nanochat.cli.options import Invocation
 from nanochat.cli.progress import ProgressLine, describe_progress
 from nanochat.cli.target import Target
+from nanochat.config.load import load_settings
+from nanochat.config.settings import Settings
 from nanochat.data.shards import verify_dataset
 from nanochat.download.record import Entry, Record, save_record
 from nanochat.download.transfer import Progress
 from nanochat.errors import MissingError
-from nanochat.layers import load_settings
 from nanochat.paths import RunPaths
-from nanochat.settings import Settings
 from tests.cli.conftest import Outcome
 from tests.hub_server import HubServer, load_folder, serve
 from tests.patience import PATIENCE_SECONDS, wait_until

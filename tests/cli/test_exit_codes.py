@@ -122,13 +122,13 @@ def test_what_a_disk_does_anywhere_has_a_code(nanochat: Call, home: Path, monkey
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr("nanochat.plan.plan_base", fail)
+    monkeypatch.setattr("nanochat.config.plan.plan_base", fail)
     outcome = nanochat("plan", "--preset", "demo")
     assert outcome.code == code and "/some/file" in outcome.err and "hint:  " in outcome.err
 
 
 def test_a_bug_is_not_called_a_disk_that_fails(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    monkeypatch.setattr("nanochat.plan.plan_base", lambda *_: os.stat("\0"))
+    monkeypatch.setattr("nanochat.config.plan.plan_base", lambda *_: os.stat("\0"))
     with pytest.raises(ValueError):
         main(["plan", "--preset", "demo"])

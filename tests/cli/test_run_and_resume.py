@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat.cli.launch import stopping_before
+from nanochat.config.load import read_saved
 from nanochat.data.shards import write_shards
 from nanochat.errors import CapacityError, StoppedError
-from nanochat.layers import read_saved
+from nanochat.launch.launch import stopping_before
 from nanochat.paths import RunPaths, Workspace
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, inputs_path, list_settings
 from nanochat.stages.lock import lock_run

@@ -127,7 +127,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
         path.write_text(text[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanochat.disk.write_text", fail)
+    monkeypatch.setattr("nanochat.files.write_text", fail)
     outcome = nanochat("report", "r")
     assert outcome.code == 5 and "is full" in outcome.err and run.report_md.read_text() == before
     assert "the same command again" in outcome.err

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.cli.serve import open_port
 from nanochat.errors import UsageError
 from tests.cli.conftest import Outcome

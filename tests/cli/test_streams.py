@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.cli.launch import count_gpus
 from nanochat.errors import UsageError
+from nanochat.launch.launch import count_gpus
 
 NEWS = "import sys; from nanochat.cli.main import main; sys.exit(main(sys.argv[1:]))"
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from nanochat.cli import tracking
-from nanochat.layers import read_saved
+from nanochat.config.load import read_saved
 from tests.cli.conftest import make_run
 
 ALL = ("tokenizer", "base", "mid", "sft")

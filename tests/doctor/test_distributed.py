@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from nanochat.cli import launch
-from nanochat.cli.launch import run_limited
 from nanochat.doctor.distributed import choose_processes, judge_all_reduce, read_reports
 from nanochat.errors import UsageError
+from nanochat.launch import launch
+from nanochat.launch.launch import run_limited
 from nanochat.stages.bandwidth import main
 from tests.patience import wait_until
 

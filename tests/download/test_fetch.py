@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, hf_hub_download
 
-from nanochat.disk import CapacityError
 from nanochat.download.bundle import Bundle
 from nanochat.download.fetch import Order
 from nanochat.download.record import load_record
 from nanochat.errors import DataError
+from nanochat.files import CapacityError
 from tests.download.conftest import IMPATIENT, SIZES, check_files, make_body
 from tests.download.test_bundle import MEMBERS, build_zip
 from tests.hub_faults import ENDLESS, FAULTS

@@ -31,4 +31,5 @@ def test_the_kills_would_find_a_download_that_does_not_check(tmp_path: Path, mon
     monkeypatch.setattr(Digest, "is_right", lambda self: True)
     with run_server(tmp_path / "served", faults=0.6, seed=1, rate=0) as url:
         with pytest.raises(AssertionError):
-            crash(tmp_path, lambda workspace: download(workspace, url, 4), hashes, 5, 1, 1.0)
+            # As many kills as chance may need: every second download or so meets a file with other bytes.
+            crash(tmp_path, lambda workspace: download(workspace, url, 4), hashes, 60, 1, 1.0)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.cli.main import main
+from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.errors import DataError
 from nanochat.evals.compression import GPT4_PATTERN, SAMPLES, load_ranks, measure_compression
-from nanochat.settings import GPT4_STYLE_PATTERN
 from nanochat.tokenizer.bpe import Tokenizer
 from tests.cli.conftest import make_run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint import save_checkpoint
+from nanochat.checkpoint.checkpoint import save_checkpoint
 from nanochat.errors import NanochatError
 from nanochat.paths import StagePaths
 

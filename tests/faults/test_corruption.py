@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from nanochat.checkpoint import latest_good, load_checkpoint, save_checkpoint
-from nanochat.disk import write_atomically
+from nanochat.checkpoint.checkpoint import latest_good, load_checkpoint, save_checkpoint
+from nanochat.checkpoint.manifest import MANIFEST, UnreadableError
+from nanochat.checkpoint.retention import find_best, select_expired
+from nanochat.checkpoint.tensors import write_tensors
 from nanochat.errors import CapacityError, DataError
-from nanochat.manifest import MANIFEST, UnreadableError
+from nanochat.files import write_atomically
 from nanochat.paths import StagePaths
-from nanochat.retention import find_best, select_expired
 from nanochat.runtime import World
-from nanochat.safetensors_file import write_tensors
 from nanochat.stages.__main__ import main
 from nanochat.training.metrics import MetricsFile
 

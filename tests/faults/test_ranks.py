@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nanochat.checkpoint import check_shared, latest_good, save_checkpoint
+from nanochat.checkpoint.checkpoint import check_shared, latest_good, save_checkpoint
+from nanochat.checkpoint.manifest import MANIFEST
 from nanochat.errors import MissingError, NanochatError
-from nanochat.manifest import MANIFEST
 from nanochat.paths import StagePaths
 from nanochat.runtime import World
 from tests.patience import wait_until

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash import compare_ends
-from nanochat.checkpoint import latest_good, remove_stale
-from nanochat.disk import name_error
+from nanochat.checkpoint.checkpoint import latest_good, remove_stale
 from nanochat.errors import CapacityError, DataError, NanochatError
+from nanochat.files import name_error
 from nanochat.paths import StagePaths
 from tests.faults.saving import save
 from tests.faults.workers import KILL, LASTING, Fault, Workers

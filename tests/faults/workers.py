@@ -123,7 +123,7 @@ def can_inject() -> bool:
 
 def serve(folder: Path) -> None:
     """Fork a worker per line of stdin; answer with its id and then with its end."""
-    from nanochat.processes import end_with_parent
+    from nanochat.machine import end_with_parent
 
     importlib.import_module(STAGE.partition(":")[0])
     importlib.import_module("torch._dynamo")  # what the first optimizer imports, and the slowest part of a start

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nanochat.launch.marks import RankMark, read_marks
 from nanochat.paths import RunPaths
-from nanochat.ranks import RankMark, read_marks
 from nanochat.training.metrics import MetricsFile
 from tests.patience import PATIENCE_SECONDS, wait_until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.checkpoint.manifest import UnreadableError
 from nanochat.errors import DataError
-from nanochat.manifest import UnreadableError
 from nanochat.paths import ModelPath, RunPaths, Workspace
 from nanochat.stages.__main__ import main
 from nanochat.stages.assemble import build_session, load_newest

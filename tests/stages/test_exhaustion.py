@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from nanochat.cli import train as train_module
-from nanochat.cli.cluster import Cluster
 from nanochat.cli.main import main as nanochat
 from nanochat.device_memory import is_memory_error
 from nanochat.errors import CapacityError
+from nanochat.launch.cluster import Cluster
 from nanochat.model.gpt import GPT
 from nanochat.runtime import World
 from nanochat.stages import exhaustion

@@ -10,7 +10,7 @@ from jinja2.exceptions import TemplateError
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from nanochat.checkpoint import save_checkpoint
+from nanochat.checkpoint.checkpoint import save_checkpoint
 from nanochat.conversation import parse_conversation
 from nanochat.engine.engine import Engine, generate
 from nanochat.engine.sampling import SamplingParams

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.config.load import load_settings, read_saved, save_settings
 from nanochat.data.shards import write_shards
 from nanochat.errors import UsageError
-from nanochat.layers import load_settings, read_saved, save_settings
 from nanochat.paths import RunPaths, Workspace
 from nanochat.report.collect import collect_report
 from nanochat.stages.__main__ import main

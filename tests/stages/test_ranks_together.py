@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from nanochat.checkpoint import load_checkpoint
-from nanochat.disk import write_atomically
+from nanochat.checkpoint.checkpoint import load_checkpoint
+from nanochat.files import write_atomically
+from nanochat.launch.marks import RankMark
+from nanochat.machine import is_running, send_signal
 from nanochat.paths import RunPaths
-from nanochat.processes import is_running, send_signal
-from nanochat.ranks import RankMark
 from nanochat.training.metrics import MetricsFile
 from tests.patience import wait_until
 from tests.stages.processes import Launch, ranks

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.checkpoint import load_checkpoint
+from nanochat.checkpoint.checkpoint import load_checkpoint
 from nanochat.paths import RunPaths
 from nanochat.stages.__main__ import main
 from nanochat.training.metrics import MetricsFile

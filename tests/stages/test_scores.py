@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from nanochat.cli.eval import are_scores_done, is_core_done, list_scores
+from nanochat.config.load import load_settings, save_settings
+from nanochat.config.settings import Settings
 from nanochat.errors import UsageError
-from nanochat.layers import load_settings, save_settings
 from nanochat.paths import RunPaths, Workspace
 from nanochat.report.collect import collect_report
 from nanochat.runtime import World
-from nanochat.settings import Settings
 from nanochat.stages.__main__ import main
 from nanochat.stages.scores import IDENTITY, find_score, save_score
 from nanochat.tasks.catalog import find_missing

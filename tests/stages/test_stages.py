@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.checkpoint import load_checkpoint
+from nanochat.checkpoint.checkpoint import load_checkpoint
 from nanochat.data.dataset import Manifest, load_manifest
 from nanochat.errors import DataError
+from nanochat.machine import module_command
 from nanochat.paths import RunPaths, Workspace
-from nanochat.processes import module_command
 from nanochat.report.collect import collect_report
 from nanochat.stages import __main__ as stages_main
 from nanochat.stages.__main__ import main

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanochat.download.sources import TASK_SOURCES, HubSource
 from nanochat.errors import DataError, MissingError, UsageError
-from nanochat.sources import TASK_SOURCES, HubSource
 from nanochat.tasks import hub
 from nanochat.tasks.catalog import HUB, build_mixture, build_task
 from nanochat.tasks.hub import HubRows

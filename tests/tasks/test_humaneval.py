@@ -9,7 +9,7 @@ from nanochat.errors import DataError, UsageError
 from nanochat.tasks import humaneval
 from nanochat.tasks.catalog import RUN_CODE, build_task
 from nanochat.tasks.humaneval import complete_program
-from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
+from nanochat.tools.sandbox.probe import Isolation, measure_isolation
 
 PROMPTS = [
     "import math\n\ndef area(r: float) -> float:\n    '''The area of a circle.'''\n",
@@ -67,7 +67,7 @@ def test_a_test_that_is_broken_gives_no_verdict(tmp_path: Path) -> None:
 
 def test_below_strong_isolation_nothing_runs_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Isolation("weak", ("rlimits",), ("read files",))
-    monkeypatch.setattr("nanochat.tools.sandbox.isolation.measure_isolation", lambda: weak)
+    monkeypatch.setattr("nanochat.tools.sandbox.probe.measure_isolation", lambda: weak)
     started: list[int] = []
     monkeypatch.setattr(humaneval, "grade_programs", lambda programs, *_, **__: started.append(len(programs)) or [])
     task = build_task("humaneval", "test", folder=write_rows(tmp_path))

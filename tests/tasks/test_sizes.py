@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.config.load import load_settings
 from nanochat.errors import MissingError, UsageError
-from nanochat.layers import load_settings
 from nanochat.tasks.catalog import HUB, build_mixture, find_missing
 from nanochat.tasks.sizes import TRAIN_EXAMPLES, count_conversations
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.errors import DataError, MissingError, UsageError
-from nanochat.processes import usable_cores
-from nanochat.settings import GPT4_STYLE_PATTERN
+from nanochat.machine import usable_cores
 from nanochat.tasks.demo import generate_documents
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
 from nanochat.tokenizer.export import build_huggingface

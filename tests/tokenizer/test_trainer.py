@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import _rustbpe
-from nanochat.settings import GPT4_STYLE_PATTERN
+from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.tasks.demo import generate_documents
 from tests import oracle_bpe
 from tests.patience import PATIENCE_SECONDS

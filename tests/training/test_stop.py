@@ -10,9 +10,9 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 import nanochat.stages.course as course
+from nanochat.config.settings import Settings
 from nanochat.errors import StoppedError
 from nanochat.runtime import World
-from nanochat.settings import Settings
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.training.stop import StopRequests

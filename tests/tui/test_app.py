@@ -12,10 +12,10 @@ from textual import events
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from nanochat.chats.recorder import Recorder
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.session import ChatSession
 from nanochat.conversation import parse_conversation
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import ChatSession
 from nanochat.tui.app import ChatApp
 from nanochat.tui.client import Server
 from nanochat.tui.remote import RemoteModels, RemoteSession

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
 from nanochat.errors import MissingError
 from nanochat.tui.app import ChatApp

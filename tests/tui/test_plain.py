@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.chats.recorder import Recorder
-from nanochat.chats.store import ChatStore
-from nanochat.engine.decoding import Piece
+from nanochat.chat.decoding import Piece
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.session import ChatSession
+from nanochat.chat.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import ChatSession
 from nanochat.errors import UsageError
 from nanochat.tui.plain import answer_once, join_prompt, run_plain, write_answer
 from tests.engine.fakes import ByteTokenizer, ScriptedModel

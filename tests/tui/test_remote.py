@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.chats.recorder import Recorder
-from nanochat.chats.store import ChatStore
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.store import ChatStore
 from nanochat.conversation import parse_conversation
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
 from nanochat.tui.client import ServedModel, Server, find_proxy, read_url

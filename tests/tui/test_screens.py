@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input, OptionList, Static
 
-from nanochat.chats.recorder import Recorder
-from nanochat.chats.store import ChatStore
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.session import ChatSession
+from nanochat.chat.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.session import ChatSession
 from nanochat.tui.app import ChatApp
 from nanochat.tui.transcript import MAX_TURNS
 from nanochat.tui.widgets import Note, PromptArea

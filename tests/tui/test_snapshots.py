@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from nanochat.chats.recorder import Recorder
-from nanochat.chats.store import ChatInfo
+from nanochat.chat.decoding import Piece
+from nanochat.chat.recorder import Recorder
+from nanochat.chat.store import ChatInfo
 from nanochat.conversation import Conversation, Message, Part, user
-from nanochat.engine.decoding import Piece
 from nanochat.engine.sampling import SamplingParams
 from nanochat.tui.app import ChatApp
 from tests.tui.screens import check_snapshot

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import httpx
 import torch
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.engine.sampling import SamplingParams
 from nanochat.web.app import build_app
 from nanochat.web.build import build_service

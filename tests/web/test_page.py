@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.web.guard import Access
 from tests.engine.fakes import ScriptedModel
 from tests.patience import wait_until
@@ -507,7 +507,7 @@ def test_what_a_terminal_says_is_shown_while_it_says_it(context, tmp_path: Path)
 TERMINAL = """
 import sys
 from pathlib import Path
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.conversation import Message, Part, user
 store = ChatStore(Path(sys.argv[1]))
 chat = store.create("", "from a terminal")

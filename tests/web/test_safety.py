@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.decoding import PieceDecoder, plain_text
+from nanochat.chat.store import ChatStore
+from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.conversation import Conversation, Message, Part, user
-from nanochat.engine.decoding import PieceDecoder, plain_text
-from nanochat.settings import GPT4_STYLE_PATTERN
 from nanochat.tokenizer.bpe import train_tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.web.markdown import GrowingMarkdown, render_blocks

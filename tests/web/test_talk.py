@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from nanochat.chats.store import ChatStore
+from nanochat.chat.store import ChatStore
 from nanochat.conversation import Conversation, Message, Part, user
 from nanochat.errors import CapacityError
 from nanochat.web import socket as socket_module

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from nanochat.tools.sandbox.isolation import Isolation, num_workers
+from nanochat.tools.sandbox.probe import Isolation, num_workers
 from nanochat.tools.sandbox.process import ClosedProcess, Ending, Limits
 
 ATTEMPTS = 3

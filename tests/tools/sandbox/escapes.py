@@ -70,7 +70,7 @@ FILES = {
     "the disk": "def probe(g): __import__('glob').glob('/dev/[sv]d*') and open('/dev/vda', 'rb') or os.listdir('/dev')",
     "the graphics card": "def probe(g): os.listdir('/dev/dri') if os.path.exists('/dev/dri') else os.listdir('/sys')",
     "installed packages": "def probe(g): [os.listdir(p) for p in sys.path if 'packages' in p] or __import__('torch')",
-    "this project": "def probe(g): __import__('nanochat.settings')",
+    "this project": "def probe(g): __import__('nanochat.config.settings')",
     "sending a file": "def probe(g): os.sendfile(1, os.open(g['secret'], 0), 0, 9)",
     "copying between files": "def probe(g): os.copy_file_range(os.open(g['secret'], 0), 1, 9)",
     "a file by its handle": "def probe(g): call(303, -100, g['secret'].encode(), bytes(128), bytes(8), 0)",

@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat.tools.sandbox.grading import Program, grade_programs
-from nanochat.tools.sandbox.isolation import measure_isolation
+from nanochat.tools.sandbox.probe import measure_isolation
 from nanochat.tools.sandbox.process import Limits
 from tests.tools.sandbox.cheats import CHEATS
 

@@ -14,7 +14,7 @@ import pytest
 
 from nanochat.tools.sandbox import isolation as isolations
 from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
-from nanochat.tools.sandbox.isolation import Isolation, measure_isolation
+from nanochat.tools.sandbox.probe import Isolation, measure_isolation
 from nanochat.tools.sandbox.process import Limits
 from tests.patience import PATIENCE_SECONDS
 from tests.tools.sandbox.escapes import HARMLESS, PROBES, PROLOGUE, SYSCALLS

@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.tools.sandbox import grading, process
 from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
-from nanochat.tools.sandbox.isolation import measure_isolation
+from nanochat.tools.sandbox.probe import measure_isolation
 from nanochat.tools.sandbox.process import ClosedProcess, Limits
 from tests.patience import PATIENCE_SECONDS, wait_until
 from tests.tools.sandbox.listing import list_sandboxed
@@ -192,7 +192,7 @@ GRADE_FOREVER = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins without
 from nanochat.tools.sandbox.grading import Limits, Program, grade_programs
-from nanochat.tools.sandbox.isolation import measure_isolation
+from nanochat.tools.sandbox.probe import measure_isolation
 program = Program("import time\\ndef f(x): time.sleep(600)", "f", "def f(x):\\n", "def check(c): c(1)\\n")
 print("ready", flush=True)
 grade_programs([program] * 4, measure_isolation(), Limits(cpu_seconds=600, wall_seconds=600))

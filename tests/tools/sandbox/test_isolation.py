@@ -7,7 +7,7 @@ from nanochat.doctor.machine import check_sandbox
 from nanochat.errors import UsageError
 from nanochat.tools.sandbox import isolation as isolations
 from nanochat.tools.sandbox import lockdown
-from nanochat.tools.sandbox.isolation import Isolation, check_isolation, find_bubblewrap, measure_isolation
+from nanochat.tools.sandbox.probe import Isolation, check_isolation, find_bubblewrap, measure_isolation
 
 strong = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")
 

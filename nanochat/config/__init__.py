@@ -1,0 +1,1 @@
+"""What a user asks for, where each value comes from, and what it means on a machine: settings, plan, memory."""
