@@ -19,6 +19,7 @@ from typing import TextIO
 
 from nanochat.errors import CapacityError, DataError, NanochatError
 from nanochat.machine import is_running
+from nanochat.text import format_size
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
@@ -133,16 +134,6 @@ def describe_unsynced(folder: Path) -> str:
     except OSError:  # what writes there says what is wrong
         return ""
     return f"the file system of {folder} does not sync folders: a power cut may lose the newest file"
-
-
-def format_size(size: float) -> str:
-    """
-    >>> format_size(71_234_000_000), format_size(83_400_000), format_size(4_250_000)
-    ('71.2 GB', '83 MB', '4.2 MB')
-    """
-    if size >= 1e9:
-        return f"{size / 1e9:,.1f} GB"
-    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:,.1f} MB"
 
 
 def count_bytes(folder: Path, own: bool = False) -> int:

@@ -5,32 +5,14 @@ stop string or of an escape sequence is held back.
 """
 
 import codecs
-import re
 from dataclasses import dataclass
 
 from nanochat.conversation import PartKind
+from nanochat.text import ANSI, plain_text
 from nanochat.tools.calculator import MAX_EXPRESSION_CHARS
 
 MAX_HELD_ESCAPE = 64
 """Characters of an unfinished escape sequence that are held back; its ESC never gets out in any case."""
-
-# ECMA-48: ESC [ ... letter; ESC ] and its kin up to BEL or ESC \; ESC with one or two more bytes.
-_ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-Z\\^-~]"
-)
-# C0 but tab and line feed, DEL, C1; direction marks and overrides; line separators; the byte order mark.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff]")
-
-
-def plain_text(text: str) -> str:
-    """Take away what could steer a terminal: escape sequences, control characters, direction overrides.
-
-    >>> plain_text("a\\x1b[31mred\\x1b[0m\\r\\n\\u202eb")
-    'ared\\nb'
-    """
-    return _CONTROL.sub("", _ANSI.sub("", text))
 
 
 @dataclass(frozen=True)
@@ -110,7 +92,7 @@ class PieceDecoder:
         """Characters at the end that may be the beginning of a stop string or of an escape sequence."""
         pending = max((_overlap(self._held, string) for string in self._stop_strings), default=0)
         escape = self._held.rfind("\x1b") if self._clean else -1
-        if escape >= 0 and len(self._held) - escape <= MAX_HELD_ESCAPE and not _ANSI.match(self._held, escape):
+        if escape >= 0 and len(self._held) - escape <= MAX_HELD_ESCAPE and not ANSI.match(self._held, escape):
             pending = max(pending, len(self._held) - escape)
         return pending
 

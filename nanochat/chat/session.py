@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from nanochat.chat.decoding import Piece, PieceDecoder, plain_text
+from nanochat.chat.decoding import Piece, PieceDecoder
 from nanochat.chat.prompts import describe_unseen, fit_prompt
 from nanochat.chat.turns import TurnSession, add_piece
 from nanochat.conversation import Conversation, Message, Part, user
 from nanochat.engine.engine import Engine, Request
 from nanochat.engine.sampling import SamplingParams
 from nanochat.engine.tool_loop import ToolLoop
+from nanochat.text import plain_text
 from nanochat.tokenizer.chat import render
 from nanochat.tools.calculator import calculate
 

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from nanochat.chat.decoding import plain_text
 from nanochat.chat.export import STDIN, count_whole, describe_end, export_chat, parse_chats, write_parts
 from nanochat.chat.store import ChatInfo, ChatStore
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group, read_utf8
 from nanochat.errors import DataError, MissingError, UsageError
+from nanochat.text import plain_text
 
 app = new_group("Conversations: list, show, export, import, rename, remove.")
 Chat = Annotated[str, typer.Argument(help="The beginning of an id, or latest.")]

@@ -4,17 +4,15 @@ import codecs
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.text import plain_text
+
 BOLD_RED, BOLD, RESET = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
-
-
 _escaped: list[str] = []
 """Characters that standard output could not take and that were written as escapes."""
 
@@ -79,13 +77,13 @@ class Console:
     def say(self, text: str) -> None:
         """News, to stderr."""
         if not self.quiet:
-            print(visible(text), file=sys.stderr, flush=True)
+            print(plain_text(text), file=sys.stderr, flush=True)
 
     def rewrite(self, text: str) -> None:
         """Replace the terminal's last line, on stderr; an empty text leaves it empty."""
         if not self.quiet:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{visible(text)[:width]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{plain_text(text)[:width]}", end="", file=sys.stderr, flush=True)
 
     def suggest(self, command: str) -> None:
         """The next useful command."""
@@ -97,21 +95,12 @@ class Console:
         for word, text, style in (("error:", message, BOLD_RED), ("hint: ", hint, BOLD)):
             if text:
                 label = f"{style}{word}{RESET}" if colored else word
-                print(f"{label} {visible(text)}", file=sys.stderr, flush=True)
+                print(f"{label} {plain_text(text)}", file=sys.stderr, flush=True)
 
     def ask(self, question: str) -> bool:
         """A yes or no on the terminal; an empty answer is no."""
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def visible(text: str) -> str:
-    """Take away control characters: paths and data may hold what steers a terminal.
-
-    >>> visible("a\\x1b[31mb")
-    'a[31mb'
-    """
-    return CONTROL.sub("", text)
 
 
 def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
@@ -121,7 +110,7 @@ def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] = (), r
     base  300
     sft    20
     """
-    cells = [[visible(str(cell)) for cell in row] for row in ([header] if header else []) + list(rows)]
+    cells = [[plain_text(str(cell)) for cell in row] for row in ([header] if header else []) + list(rows)]
     if not cells:
         return ""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]

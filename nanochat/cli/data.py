@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanochat.cli.console import format_table, visible
+from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, Preset, RunName, command, new_group
 from nanochat.cli.target import choose_run, choose_target, has_started, is_done, name_copy, suggest_copy
 from nanochat.errors import DataError, UsageError
+from nanochat.text import plain_text
 
 if TYPE_CHECKING:
     from nanochat.tasks.check import FileCheck
@@ -93,7 +94,7 @@ def show(
 
     console = invocation.console
     for error in result.errors:
-        console.show(visible(error.message))
+        console.show(plain_text(error.message))
     rows = [
         ("file", str(file)),
         ("read as", result.format),
@@ -120,7 +121,7 @@ def show(
     marks = (GREEN, RESET) if colored else ("[", "]")
     for number, pieces in result.samples:
         console.show(f"\n{result.unit} {number}, what is learnt {'in green' if colored else 'in brackets'}:")
-        console.show(mark_pieces([(visible(text), learnt) for text, learnt in pieces], *marks))
+        console.show(mark_pieces([(plain_text(text), learnt) for text, learnt in pieces], *marks))
 
 
 def describe_masked(num_masked: int, num_answers: int) -> str:

@@ -9,8 +9,9 @@ import typer
 
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.errors import UsageError
-from nanochat.files import CHOOSE_ANOTHER, describe_unsynced, disk_errors, format_size
+from nanochat.files import CHOOSE_ANOTHER, describe_unsynced, disk_errors
 from nanochat.paths import ModelPath
+from nanochat.text import format_size
 
 app = new_group("Write models for other programs.")
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli.console import CONTROL
 from nanochat.cli.options import Invocation, check_utf8, command, new_group
 from nanochat.errors import UsageError
+from nanochat.text import CONTROL
 
 app = new_group("Give the model a name of your own.")
 

@@ -12,9 +12,9 @@ from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName,
 from nanochat.cli.target import find_newest, target_options
 from nanochat.cli.validation import check_settings, say_missing
 from nanochat.download.sources import TEXT_SOURCES
-from nanochat.files import format_size
 from nanochat.launch.cluster import Cluster
 from nanochat.launch.launch import ALONE
+from nanochat.text import format_size
 
 
 def register(app: typer.Typer) -> None:

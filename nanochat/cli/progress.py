@@ -5,8 +5,7 @@ import time
 
 from nanochat.cli.console import Console
 from nanochat.download.work import Progress
-from nanochat.files import format_size
-from nanochat.text import can_rewrite
+from nanochat.text import can_rewrite, format_seconds, format_size
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.2
@@ -71,8 +70,8 @@ def describe_progress(progress: Progress, bytes_per_second: float) -> str:
         share = 100 * done / progress.total_bytes
         parts.append(f"{format_size(done)} of {format_size(progress.total_bytes)} ({share:.0f}%)")
     if bytes_per_second > 0 and done < progress.total_bytes:
-        minutes, seconds = divmod(round((progress.total_bytes - done) / bytes_per_second), 60)
-        parts += [f"{bytes_per_second / 1e6:,.1f} MB/s", f"{minutes:,}:{seconds:02d} left"]
+        left = format_seconds((progress.total_bytes - done) / bytes_per_second)
+        parts += [f"{bytes_per_second / 1e6:,.1f} MB/s", f"{left} left"]
     if tried_again := sum(progress.problems.values()):
         parts.append(f"{tried_again:,} tried again")
     return ", ".join(parts)

@@ -16,8 +16,9 @@ from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
 from nanochat.errors import MissingError, UsageError
-from nanochat.files import count_bytes, disk_errors, format_size
+from nanochat.files import count_bytes, disk_errors
 from nanochat.paths import TRAIN_STAGES, RunPaths
+from nanochat.text import format_size
 
 app = new_group("See and remove runs.")
 

@@ -12,10 +12,11 @@ from nanochat import __version__
 from nanochat.cli.options import Invocation
 from nanochat.download.sources import TEXT_SOURCES
 from nanochat.errors import CapacityError, DataError, MissingError, UsageError
-from nanochat.files import MAKE_ROOM, MEND, disk_errors, format_size
+from nanochat.files import MAKE_ROOM, MEND, disk_errors
 from nanochat.launch.launch import read_environ
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.stages.lock import find_holder, name_holder
+from nanochat.text import format_size
 
 if TYPE_CHECKING:
     from nanochat.config.settings import Settings

@@ -10,9 +10,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nanochat.chat.decoding import plain_text
 from nanochat.errors import NanochatError
-from nanochat.text import can_rewrite
+from nanochat.text import can_rewrite, format_seconds, plain_text
 
 SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough for a log file
 
@@ -136,16 +135,6 @@ class Display:
     def _seconds_left(self, now: float, done: float, total: float) -> float | None:
         fresh = done - self._first_done
         return (now - self._started) * (total - done) / fresh if fresh > 0 and done < total else None
-
-
-def format_seconds(seconds: float) -> str:
-    """
-    >>> format_seconds(59), format_seconds(3700)
-    ('0:59', '1:01:40')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -10,12 +10,12 @@ from nanochat.config.memory import list_rows
 from nanochat.config.plan import plan_model
 from nanochat.device_memory import is_memory_error, peak_memory_bytes, read_memory
 from nanochat.errors import CapacityError, NanochatError
-from nanochat.files import format_size
 from nanochat.model.config import GPTConfig
 from nanochat.runtime import name_device
 from nanochat.stages.fit import divide_rows, read_fit
 from nanochat.stages.job import Job
 from nanochat.stages.memory import plan_step, suggest_gpus, suggest_smaller
+from nanochat.text import format_size
 
 
 @contextlib.contextmanager

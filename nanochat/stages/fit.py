@@ -23,7 +23,7 @@ from nanochat.config.load import is_chosen, read_saved
 from nanochat.config.memory import MARGIN, list_rows
 from nanochat.device_memory import is_memory_error, read_memory
 from nanochat.errors import CapacityError
-from nanochat.files import format_size, write_atomically
+from nanochat.files import write_atomically
 from nanochat.model.config import GPTConfig
 from nanochat.paths import StagePaths
 from nanochat.runtime import World, deterministic_kernels, name_device
@@ -32,6 +32,7 @@ from nanochat.stages.course import compile_loss
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.stages.memory import describe_circumstances, plan_step, suggest_smaller
+from nanochat.text import format_size
 
 MAX_PROBES = 6
 CPU_TOKENS = 4_096  # of a forward pass; demo on two cores: 12,300 tokens/s at 2,048, 13,000 at 4,096, 8,192 and 16,384

@@ -6,11 +6,11 @@ from typing import Any
 from nanochat.config.load import options_again, read_saved
 from nanochat.config.memory import MemoryEstimate, estimate_memory
 from nanochat.device_memory import peak_memory_bytes, start_memory
-from nanochat.files import format_size
 from nanochat.model.config import GPTConfig
 from nanochat.runtime import can_compile
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
+from nanochat.text import format_size
 
 
 class MemoryWatch:

@@ -9,9 +9,10 @@ from nanochat.errors import UsageError
 from nanochat.files import write_atomically
 from nanochat.model.accounting import count_params
 from nanochat.runtime import name_device
-from nanochat.stages.display import Display, format_seconds
+from nanochat.stages.display import Display
 from nanochat.stages.inputs import Inputs, find_changed_data, hash_data, list_settings
 from nanochat.stages.job import Job
+from nanochat.text import format_seconds
 from nanochat.training.loop import TrainState
 from nanochat.training.metrics import MetricsFile
 

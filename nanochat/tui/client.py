@@ -16,9 +16,9 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from nanochat.chat.decoding import plain_text
 from nanochat.errors import DataError, MissingError, NanochatError, UsageError
 from nanochat.network import client_errors
+from nanochat.text import plain_text
 from nanochat.tui.events import MAX_EVENT_BYTES, Event, EventReader
 
 CONNECT_SECONDS = 10.0

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanochat.chat.decoding import plain_text
 from nanochat.errors import DataError, UsageError
+from nanochat.text import plain_text
 
 FALLBACKS = ("nano", "vi")
 HINT = "export VISUAL=nano  # or the editor you like, then start the chat again"

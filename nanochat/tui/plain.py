@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nanochat.chat.decoding import Piece, plain_text
+from nanochat.chat.decoding import Piece
 from nanochat.chat.recorder import Recorder
 from nanochat.errors import NanochatError, UsageError
+from nanochat.text import plain_text
 from nanochat.tui.commands import Models, Outcome, as_text, explain, parse_command, run_command, write_turns
 
 PROMPT = "> "

@@ -12,10 +12,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat.chat.decoding import plain_text
 from nanochat.chat.recorder import Recorder
 from nanochat.chat.store import ChatStore
 from nanochat.errors import NanochatError
+from nanochat.text import plain_text
 from nanochat.tui.commands import NUMBERS, explain, optional_numbers, set_number
 
 

@@ -7,9 +7,10 @@ from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownStream
 
-from nanochat.chat.decoding import Piece, plain_text
+from nanochat.chat.decoding import Piece
 from nanochat.chat.store import StoredMessage
 from nanochat.conversation import Message
+from nanochat.text import plain_text
 from nanochat.tui.widgets import AnswerText, Note, ToolCall, UserTurn
 
 MAX_TURNS = 40

@@ -6,7 +6,7 @@ from textual import events
 from textual.message import Message
 from textual.widgets import Collapsible, Markdown, Static, TextArea
 
-from nanochat.chat.decoding import plain_text
+from nanochat.text import plain_text
 from nanochat.tui.completion import join_common
 from nanochat.tui.keys import ACTIONS, Keymap, shorten_key
 

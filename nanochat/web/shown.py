@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nanochat.chat.decoding import Piece, plain_text
+from nanochat.chat.decoding import Piece
 from nanochat.chat.store import ChatInfo, StoredMessage
 from nanochat.chat.turns import add_piece
 from nanochat.conversation import Part
+from nanochat.text import plain_text
 from nanochat.web.markdown import GrowingMarkdown, render_blocks
 
 

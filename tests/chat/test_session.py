@@ -2,11 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat.decoding import Piece, PieceDecoder, plain_text
+from nanochat.chat.decoding import Piece, PieceDecoder
 from nanochat.chat.session import ChatSession
 from nanochat.conversation import Conversation, Part, assistant, parse_conversation, user
 from nanochat.engine.sampling import SamplingParams
 from nanochat.errors import UsageError
+from nanochat.text import plain_text
 from tests.engine.fakes import ByteTokenizer, ScriptedModel, TinyModel
 
 TOKENIZER = ByteTokenizer()

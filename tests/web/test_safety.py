@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from nanochat.chat.decoding import PieceDecoder, plain_text
+from nanochat.chat.decoding import PieceDecoder
 from nanochat.chat.store import ChatStore
 from nanochat.config.settings import GPT4_STYLE_PATTERN
 from nanochat.conversation import Conversation, Message, Part, user
+from nanochat.text import plain_text
 from nanochat.tokenizer.bpe import train_tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.web.markdown import GrowingMarkdown, render_blocks
