@@ -16,6 +16,14 @@ TRAIN_STAGES = ("base", "mid", "sft", "rl")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def check_name(what: str, name: str, hint: str) -> None:
+    """Raise UsageError unless a name can be that of a folder. what: stands before it in the sentence."""
+    if not RUN_NAME.fullmatch(name):
+        raise UsageError(
+            f"{what} {name!r} is not a name: letters, digits, '.', '_' and '-' only, a letter or digit first", hint
+        )
+
+
 @dataclass(frozen=True)
 class StagePaths:
     """Files of one stage of one run."""
@@ -169,15 +177,13 @@ class Workspace:
         return self.home / "chats" / "chats.db"
 
     def dataset(self, name: str) -> Path:
+        """The folder of a data set that may not exist yet. Raises UsageError where the name is no folder name."""
+        check_name("data set", name, "--set data.dataset=NAME")
         return self.home / "data" / name
 
     def run(self, name: str) -> RunPaths:
         """Paths of a run that may not exist yet. Raises UsageError where the name is not a plain folder name."""
-        if not RUN_NAME.fullmatch(name):
-            raise UsageError(
-                f"run = {name!r} is not a name: letters, digits, '.', '_' and '-' only, a letter or digit first",
-                "nanochat runs ls",
-            )
+        check_name("run =", name, "nanochat runs ls")
         return RunPaths(self.runs / name)
 
     def list_runs(self) -> list[RunPaths]:

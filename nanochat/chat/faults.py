@@ -26,8 +26,8 @@ def name_fault(error: Exception, path: Path | None) -> NanochatError:
         )
     if isinstance(error, OSError) or any(word in text for word in ("readonly", "read-only", "unable to open", "I/O")):
         return DataError(
-            f"the conversations in {path} cannot be written: {error}",
-            f"ls -ld {folder}  # is it a folder that you may write to? or {WITHOUT}",
+            f"the conversations in {path} cannot be opened or written: {error}",
+            f"ls -ld {folder}  # is it a folder that you may read and write? or {WITHOUT}",
         )
     # All three files of it: SQLite's log beside the file holds the newest conversations.
     hint = f"mv -n {folder} {folder}.old  # after ending every nanochat that uses it; a new one is made"

@@ -85,7 +85,7 @@ def repair_damage(invocation: Invocation, damages: list["Damage"], own: list[Pat
         if folder.name != "demo":
             raise DataError(
                 f"{folder} is damaged, and it is yours to bring",
-                f"nanochat download import DIR --name {folder.name}",
+                f"nanochat download import DIR --name {folder.name}  # --yes puts it in the place of what is damaged",
             )
         from nanochat.stages.dataset import make_demo
 

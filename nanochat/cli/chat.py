@@ -112,10 +112,11 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
         complete_in_readline(Completer(recorder, models).complete)
         return run_plain(recorder, input, console.write, console.say, models, edit)
     from nanochat.tui.app import ChatApp
+    from nanochat.tui.typed import take_typed
 
     if not invocation.color:
         switch_colors_off()
-    app = ChatApp(recorder, invocation.home / "chats", models, preferences, edit)
+    app = ChatApp(recorder, invocation.home / "chats", models, preferences, edit, take_typed(sys.stdin.fileno()))
     app.run()
     return app.return_code or 0
 
@@ -137,12 +138,12 @@ def answer_once(invocation: Invocation, session: Any, prompt: str) -> None:
         invocation.console.say(session.notice)
 
 
-def check_sampling(sampling: dict[str, Any]) -> None:
+def check_sampling(sampling: dict[str, Any], command: str = "chat") -> None:
     """Raise UsageError for a number out of its range, before torch is imported."""
     for name, value in sampling.items():
         is_good, expected = BOUNDS[name]
         if value is not None and not is_good(value):
-            raise UsageError(f"--{name.replace('_', '-')} {value} is not {expected}", "nanochat chat --help")
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not {expected}", f"nanochat {command} --help")
 
 
 def _read_line(_prompt: str) -> str:

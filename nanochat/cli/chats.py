@@ -115,7 +115,9 @@ def import_file(
     try:
         text = read_utf8(sys.stdin.read) if is_pipe else file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "iconv -t utf-8 FILE") from error
+        raise DataError(
+            f"{file} is not UTF-8: {error.reason} at byte {error.start}", "iconv -f latin1 -t utf-8 FILE"
+        ) from error
     except FileNotFoundError:
         raise MissingError(f"there is no file {file}", "nanochat chats import FILE") from None
     except OSError as error:

@@ -132,7 +132,6 @@ def evaluate(
     found = invocation.workspace.resolve_model(model)
     if found.run is None:
         raise UsageError(f"{model} is a bare checkpoint; scores belong to a run", "nanochat runs ls")
-    invocation.console.say(f"model {found}")
     target = choose_target(invocation, run=found.run.name, overrides=overrides, free=MEASURED, trains=False)
     check_evaluation(score, found, target)
     if score in ("core", "all") and has_bundle(invocation.workspace.core):

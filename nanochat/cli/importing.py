@@ -11,7 +11,7 @@ from nanochat.cli.options import Invocation
 from nanochat.cli.progress import ProgressLine
 from nanochat.download.sources import TEXT_SOURCES
 from nanochat.errors import InterruptError, UsageError
-from nanochat.paths import RUN_NAME
+from nanochat.paths import check_name
 from nanochat.stages.lock import find_holder
 
 if TYPE_CHECKING:
@@ -123,9 +123,5 @@ def say_what_was_cut(invocation: Invocation, report: "ImportReport", encoding: s
 
 def find_folder(invocation: Invocation, dataset: str) -> Path:
     """The folder of a data set that may not exist yet. Raises UsageError where the name is no folder name."""
-    if not RUN_NAME.fullmatch(dataset):
-        raise UsageError(
-            f"data set {dataset!r} is not a name: letters, digits, '.', '_' and '-' only, a letter or digit first",
-            "--name mine",
-        )
+    check_name("data set", dataset, "--name mine")
     return invocation.workspace.dataset(dataset)

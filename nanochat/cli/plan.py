@@ -32,7 +32,7 @@ def plan(
     """Say what settings mean on this many devices: sizes exactly, time and cost as an estimate."""
     from nanochat.config.device_batch import lower_rows
     from nanochat.config.load import is_chosen
-    from nanochat.config.plan import plan_base, plan_rl, sketch_finetune, sketch_rl
+    from nanochat.config.plan import plan_base, plan_finetune, plan_rl
     from nanochat.tasks.graded import check_graded
     from nanochat.tasks.sizes import count_conversations
 
@@ -43,12 +43,11 @@ def plan(
     chosen = is_chosen(origins, "batch.device_batch_size")
     lowered = {stage: lower_rows(settings, stage, cluster.world_size, chosen) for stage in ("base", "mid", "sft")}
     base = plan_base(lowered["base"][0], cluster.world_size)
-    finetunes = [sketch_finetune(lowered[stage][0], stage, cluster.world_size) for stage in ("mid", "sft")]
+    finetunes = [plan_finetune(lowered[stage][0], stage, cluster.world_size, None) for stage in ("mid", "sft")]
     plans: list[Any] = [base, *finetunes]
     if settings.rl.task is not None:
         num_questions = check_graded(settings.rl.task, invocation.workspace.tasks)
-        sketch = sketch_rl(settings, cluster.world_size)
-        plans.append(plan_rl(settings, cluster.world_size, num_questions) if num_questions else sketch)
+        plans.append(plan_rl(settings, cluster.world_size, num_questions or None))
     if invocation.as_json:
         invocation.console.show_json({getattr(item, "stage", "base"): asdict(item) for item in plans})
         return

@@ -15,7 +15,7 @@ import typer
 from nanochat.cli.console import format_table
 from nanochat.cli.options import Invocation, command, new_group
 from nanochat.cli.target import choose_run, has_started, is_done, read_result
-from nanochat.errors import MissingError, UsageError
+from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.files import count_bytes, disk_errors
 from nanochat.paths import TRAIN_STAGES, RunPaths
 from nanochat.text import format_size
@@ -207,6 +207,8 @@ def describe_place(run: RunPaths) -> str:
 
 def remove_folders(folders: Sequence[Path]) -> None:
     """Remove all of them or, if one cannot be, none."""
+    for folder in folders:
+        check_removable(folder)
     hidden = {folder: folder.with_name(f".{folder.name}.{os.getpid()}.removed") for folder in folders}
     moved = []
     with disk_errors(folders[0].parent if folders else Path()):
@@ -223,6 +225,15 @@ def remove_folders(folders: Sequence[Path]) -> None:
                 hidden[folder].unlink()
             else:
                 shutil.rmtree(hidden[folder])
+
+
+def check_removable(folder: Path) -> None:
+    """Raise DataError, before anything is removed, if a folder inside may not be written: it would stay behind."""
+    for place, names, _ in os.walk(folder):
+        if not os.access(place, os.W_OK | os.X_OK) and (names or any(os.scandir(place))):
+            raise DataError(
+                f"{place} may not be written, so {folder.name} cannot be removed; nothing was", f"chmod -R u+w {folder}"
+            )
 
 
 def describe_run(run: RunPaths) -> dict[str, Any]:

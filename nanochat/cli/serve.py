@@ -68,7 +68,7 @@ def serve(
     Conversations of the page are kept beside those of nanochat chat (nanochat chats ls); those of the API are not.
     """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": None, "seed": None, "max_new_tokens": None}
-    check_sampling(sampling)
+    check_sampling(sampling, "serve")
     for option, seconds in (("--deadline", deadline), ("--drain", drain)):
         if not math.isfinite(seconds):
             raise UsageError(f"{option} {seconds} is no number of seconds", f"nanochat serve {option} 300")
@@ -182,7 +182,8 @@ def read_host(text: str) -> str:
     name = text.strip().lower()
     if re.fullmatch(r"[\w.-]+|\[?[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:.]*\]?", name):
         return name.strip("[]")
-    guess = re.sub(r"^.*://|[:/].*$", "", name) or "name"
+    guess = re.sub(r"^.*://|[:/].*$", "", name)
+    guess = guess if re.fullmatch(r"[\w.-]+", guess) else "box.example"
     raise UsageError(f"--allow-host {text!r} is no name of a host", f"nanochat serve --allow-host {guess}")
 
 

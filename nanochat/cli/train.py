@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.cli.needs import check_downloads
 from nanochat.cli.options import Config, Invocation, Overrides, Preset, RunName, command, new_group
@@ -26,6 +26,9 @@ from nanochat.files import SPARE_BYTES, count_bytes
 from nanochat.launch.cluster import Cluster
 from nanochat.launch.launch import ALONE, launch_stage, stage_command
 from nanochat.paths import TRAIN_STAGES, RunPaths
+
+if TYPE_CHECKING:
+    from nanochat.config.settings import Settings
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/nvgpu")
 """Of NVIDIA, AMD, WSL and Jetson: without one of them there is no GPU for PyTorch."""
@@ -186,7 +189,7 @@ def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Clu
     """Validate a stage without torch: sizes, mixture, devices, disk. Returns its plan."""
     from nanochat.config.device_batch import lower_rows
     from nanochat.config.load import is_chosen
-    from nanochat.config.plan import count_checkpoints, plan_base, sketch_finetune, sketch_rl
+    from nanochat.config.plan import count_checkpoints, plan_base, plan_finetune, plan_rl
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.graded import check_graded
 
@@ -194,14 +197,16 @@ def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Clu
     settings, _ = lower_rows(target.settings, stage, cluster.world_size, chosen)  # type: ignore[arg-type]
     check_devices(settings.runtime.device, cluster)
     more_bytes = 0
+    if target.run.stage(stage).steps():
+        check_division(settings, stage, cluster)
     if stage == "base":
         plan: Any = plan_base(settings, cluster.world_size)
     elif stage == "rl":
-        plan = sketch_rl(settings, cluster.world_size)
+        plan = plan_rl(settings, cluster.world_size, None)
         more_bytes = plan.rollout_bytes
         check_graded(plan.task, invocation.workspace.tasks)
     else:
-        plan = sketch_finetune(settings, stage, cluster.world_size)  # type: ignore[arg-type]
+        plan = plan_finetune(settings, stage, cluster.world_size, None)  # type: ignore[arg-type]
         mixture = getattr(settings, stage).mixture
         if not mixture:
             raise UsageError(
@@ -214,6 +219,22 @@ def check_stage(stage: str, invocation: Invocation, target: Target, cluster: Clu
         needed = plan.checkpoint_bytes * count_checkpoints(settings, plan.num_steps) + more_bytes
         check_disk(invocation, needed - count_held(target.run, stage) + SPARE_BYTES, target.is_new)
     return plan
+
+
+def check_division(settings: "Settings", stage: str, cluster: Cluster) -> None:
+    """Raise UsageError if the step of a stage that has begun, which stays, cannot be divided among so many devices."""
+    from nanochat.config.device_batch import list_rows, plan_total_tokens
+
+    tokens, context = plan_total_tokens(settings, stage)[0], settings.model.context  # type: ignore[arg-type]
+    if stage == "rl" or list_rows(tokens, context, cluster.world_size):
+        return
+    gpus = [n for n in range(cluster.gpus - 1, 0, -1) if list_rows(tokens, context, n * cluster.nodes)]
+    if gpus:
+        raise UsageError(
+            f"{stage} has begun with steps of {tokens} tokens, {tokens // context} rows, which {cluster.world_size} "
+            "devices cannot share",
+            f"--gpus {gpus[0]}",
+        )
 
 
 def count_held(run: RunPaths, stage: str) -> int:

@@ -25,22 +25,25 @@ def check_settings(
     """
     from nanochat.config.device_batch import lower_rows
     from nanochat.config.load import is_chosen
-    from nanochat.config.plan import plan_base, sketch_finetune, sketch_rl
+    from nanochat.config.plan import plan_base, plan_finetune, plan_rl
     from nanochat.data.core_bundle import check_labels
     from nanochat.tasks.catalog import find_missing
     from nanochat.tasks.entry import parse_spec
     from nanochat.tasks.graded import check_graded
+    from nanochat.tokenizer.bpe import check_pattern
 
+    invocation.workspace.dataset(settings.data.dataset)  # raises for what is no name
+    check_pattern(settings.tokenizer.pattern)
     folder, mixture, missing = invocation.workspace.tasks, [], []
     chosen = is_chosen(origins, "batch.device_batch_size")
     if "base" in stages:
         plan_base(lower_rows(settings, "base", world_size, chosen)[0], world_size)
     for stage in ("mid", "sft"):
         if stage in stages:
-            sketch_finetune(lower_rows(settings, stage, world_size, chosen)[0], stage, world_size)
+            plan_finetune(lower_rows(settings, stage, world_size, chosen)[0], stage, world_size, None)
             mixture += getattr(settings, stage).mixture
     if "rl" in stages and settings.rl.task is not None:
-        sketch_rl(settings, world_size)
+        plan_rl(settings, world_size, None)
         if check_graded(settings.rl.task, folder) is None:
             missing.append(parse_spec(settings.rl.task).name)
     if scores:

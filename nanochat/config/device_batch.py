@@ -12,11 +12,13 @@ from nanochat.config.settings import Settings
 from nanochat.errors import UsageError
 from nanochat.model.config import GPTConfig
 
+Stage = Literal["base", "mid", "sft", "rl"]
+
 DEVICE_BYTES = 80e9
 """Memory of one device: what `auto` fills in a plan; a run measures its own."""
 
 
-def plan_total_tokens(settings: Settings, stage: Literal["base", "mid", "sft", "rl"]) -> tuple[int, str]:
+def plan_total_tokens(settings: Settings, stage: Stage) -> tuple[int, str]:
     """Tokens of a step of a stage, and the name of the setting that says so.
 
     Those of rl are whatever was answered; its device batch is one of base's.
@@ -40,7 +42,7 @@ def plan_rows(name: str, total_tokens: int, settings: Settings, world_size: int,
 
 def lower_rows(
     settings: Settings,
-    stage: Literal["base", "mid", "sft", "rl"],
+    stage: Stage,
     world_size: int,
     is_chosen: bool,
     context: int | None = None,

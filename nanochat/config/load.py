@@ -328,10 +328,10 @@ def read_saved(path: Path) -> tuple[str | None, Settings, Origins]:
         raise MissingError(f"there is no {path}", "nanochat runs ls") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{path} cannot be read: {reason}",
-            f"nanochat chat {path.parent.name}  # its models work; to train on, put the file back",
-        ) from None
+        name, hint = path.parent.name, "put the file back, or train in a new run"
+        if any(path.parent.glob("*/checkpoints/step_*")):
+            hint = f"nanochat chat {name}  # its models work; to train on, put the file back"
+        raise DataError(f"{path} cannot be read: {reason}", hint) from None
 
 
 def _iter_preset_files() -> Iterable[tuple[str, str]]:

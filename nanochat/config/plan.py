@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanochat.config.device_batch import divide_batch, plan_rows, plan_total_tokens
+from nanochat.config.device_batch import Stage, divide_batch, plan_rows, plan_total_tokens
 from nanochat.config.memory import MemoryEstimate, estimate_memory
-from nanochat.config.settings import FinetuneSettings, Settings
+from nanochat.config.settings import FinetuneSettings, Settings, TrainSettings
 from nanochat.errors import UsageError
 from nanochat.model.accounting import count_optimizer_values, count_params, flops_per_token
 from nanochat.model.config import GPTConfig
@@ -35,61 +35,22 @@ ROLLOUT_TOKEN_BYTES, ROLLOUT_BYTES = 5, 600
 
 
 @dataclass(frozen=True)
-class BasePlan:
-    """Pretraining. Tokens, steps and parameters are exact; disk, memory, hours and dollars are estimates.
+class StagePlan:
+    """What every training stage plans. Tokens, steps and parameters are exact; memory, hours and dollars estimates.
 
     num_microbatches: of one step on one device, also called gradient accumulation. memory_bytes: of one device, the sum
-    of memory's parts. device_batch_size: where the settings say `auto`, what fits into DEVICE_BYTES by this estimate.
+    of memory's parts. device_batch_size: if the settings say `auto`, what fits into DEVICE_BYTES by this estimate.
+    What is not counted yet, or not known, is None.
     """
 
-    depth: int
-    n_embd: int
-    n_head: int
-    n_kv_head: int
-    context: int
-    vocab_size: int
-    num_params: int
-    num_matrix_params: int
-    num_embedding_params: int
-    num_head_params: int
-    world_size: int
-    device_batch_size: int
-    total_batch_tokens: int
-    num_microbatches: int
-    horizon: Literal["num_steps", "flops", "tokens_per_param"]
-    num_steps: int
-    num_tokens: int
-    tokens_per_param: float
-    flops_per_token: int
-    total_flops: float
-    num_chars: int
-    num_shards: int
-    data_bytes: int
-    checkpoint_bytes: int
-    disk_bytes: int
-    memory_bytes: int
-    memory: MemoryEstimate
-    hours: float
-    dollars: float
-
-
-@dataclass(frozen=True)
-class FinetunePlan:
-    """Mid or sft. Steps, tokens and estimates are None where they hang on conversations that are not counted yet."""
-
-    stage: str
     context: int
     num_params: int
     world_size: int
     device_batch_size: int
     total_batch_tokens: int
     num_microbatches: int
-    epochs: float
-    num_batches_per_epoch: int | None
     num_steps: int | None
     num_tokens: int | None
-    flops_per_token: int
-    total_flops: float | None
     checkpoint_bytes: int
     memory_bytes: int
     memory: MemoryEstimate
@@ -98,100 +59,130 @@ class FinetunePlan:
 
 
 @dataclass(frozen=True)
-class StartedFinetunePlan(FinetunePlan):
-    """A plan whose conversations are counted: nothing is open."""
+class BasePlan(StagePlan):
+    """Pretraining. Everything is known; disk_bytes is an estimate, too."""
 
     num_steps: int
     num_tokens: int
+    hours: float
+    dollars: float
+    depth: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    vocab_size: int
+    num_matrix_params: int
+    num_embedding_params: int
+    num_head_params: int
+    horizon: Literal["num_steps", "flops", "tokens_per_param"]
+    tokens_per_param: float
+    flops_per_token: int
+    total_flops: float
+    num_chars: int
+    num_shards: int
+    data_bytes: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True)
-class RlPlan:
-    """Reinforcement learning. total_batch_tokens and num_microbatches: at most, where every answer has its full length.
+class FinetunePlan(StagePlan):
+    """Mid or sft. Steps, tokens and estimates are None until the conversations are counted."""
 
-    Steps are None where they hang on questions that are not counted yet. Hours hang on how long the answers are, so
-    there is no estimate.
+    stage: str
+    epochs: float
+    num_batches_per_epoch: int | None
+    flops_per_token: int
+    total_flops: float | None
+
+
+@dataclass(frozen=True)
+class RlPlan(StagePlan):
+    """Reinforcement learning. total_batch_tokens and num_microbatches: at most, if every answer has its full length.
+
+    Steps are None until the questions are counted. Hours depend on how long the answers are: there is no estimate.
     """
 
     stage: str
     task: str
-    context: int
-    num_params: int
-    world_size: int
-    device_batch_size: int
-    total_batch_tokens: int
-    num_microbatches: int
     num_answers_per_step: int
     epochs: float
-    num_steps: int | None
-    num_tokens: int | None
-    checkpoint_bytes: int
     rollout_bytes: int
-    memory_bytes: int
-    memory: MemoryEstimate
-    hours: float | None = None
-    dollars: float | None = None
-
-
-@dataclass(frozen=True)
-class StartedRlPlan(RlPlan):
-    """A plan whose questions are counted."""
-
-    num_steps: int
-    num_tokens: int
 
 
 def plan_base(settings: Settings, world_size: int = 1, vocab_size: int | None = None) -> BasePlan:
-    """Plan pretraining. vocab_size: of the trained tokenizer, where there is one; else the settings'.
+    """Plan pretraining. vocab_size: of the trained tokenizer, if there is one; else the settings'.
 
     Raises UsageError where sizes do not divide or no step fits the horizon.
     """
     config = plan_model(settings, vocab_size)
-    wish, batch = settings.base, settings.batch
-    _check_schedule("base", wish.warmup, wish.warmdown)
-    rows = plan_rows("batch.total_tokens", batch.total_tokens, settings, world_size, config)
-    num_microbatches = divide_batch("batch.total_tokens", batch.total_tokens, rows, config.context, world_size)
-    memory = plan_memory(settings, config, rows, world_size)
+    shared = _plan_shared(settings, "base", config, world_size)
     params, per_token = count_params(config), flops_per_token(config)
     horizon, num_steps = _plan_steps(settings, params["total"], per_token)
-    num_tokens = num_steps * batch.total_tokens
+    num_tokens = num_steps * settings.batch.total_tokens
     num_chars = math.ceil(num_tokens * CHARS_PER_TOKEN)
     num_shards = math.ceil(num_chars / SHARD_CHARS) + 1  # and one for validation
     num_shards = min(num_shards, NUM_SHARDS_HELD.get(settings.data.dataset, num_shards))
     data_bytes = min(num_shards * SHARD_BYTES, math.ceil(num_chars * SHARD_BYTES / SHARD_CHARS) + SHARD_BYTES)
-    hours = _estimate_hours(num_tokens * per_token, world_size)
-    checkpoint = estimate_checkpoint_bytes(config)
     return BasePlan(
+        **shared | _plan_cost(num_steps, settings.batch.total_tokens, per_token, world_size),
         depth=config.n_layer,
         n_embd=config.n_embd,
         n_head=config.n_head,
         n_kv_head=config.n_kv_head,
-        context=config.context,
         vocab_size=config.vocab_size,
-        num_params=params["total"],
         num_matrix_params=params["matrices"],
         num_embedding_params=params["embedding"],
         num_head_params=params["head"],
-        world_size=world_size,
-        device_batch_size=rows,
-        total_batch_tokens=batch.total_tokens,
-        num_microbatches=num_microbatches,
         horizon=horizon,
-        num_steps=num_steps,
-        num_tokens=num_tokens,
         tokens_per_param=num_tokens / params["total"],
         flops_per_token=per_token,
-        total_flops=float(num_tokens * per_token),
         num_chars=num_chars,
         num_shards=num_shards,
         data_bytes=data_bytes,
-        checkpoint_bytes=checkpoint,
-        disk_bytes=data_bytes + checkpoint * count_checkpoints(settings, num_steps),
-        memory_bytes=memory.total,
-        memory=memory,
-        hours=hours,
-        dollars=hours * world_size * DOLLARS_PER_DEVICE_HOUR,
+        disk_bytes=data_bytes + shared["checkpoint_bytes"] * count_checkpoints(settings, num_steps),
     )
+
+
+def _plan_shared(
+    settings: Settings, stage: Stage, config: GPTConfig, world_size: int, compiled: bool | None = None
+) -> dict[str, Any]:
+    """The fields of StagePlan before steps are counted."""
+    options: TrainSettings = getattr(settings, stage)
+    _check_schedule(stage, options.warmup, options.warmdown)
+    if world_size < 1:
+        raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
+    total_tokens, name = plan_total_tokens(settings, stage)
+    rows = plan_rows(name, total_tokens, settings, world_size, config)
+    memory = plan_memory(settings, config, rows, world_size, compiled)
+    is_divided = stage != "rl"  # whose step is whatever was answered
+    return {
+        "context": config.context,
+        "num_params": count_params(config)["total"],
+        "world_size": world_size,
+        "device_batch_size": rows,
+        "total_batch_tokens": total_tokens,
+        "num_microbatches": divide_batch(name, total_tokens, rows, config.context, world_size) if is_divided else 1,
+        "num_steps": None,
+        "num_tokens": None,
+        "checkpoint_bytes": estimate_checkpoint_bytes(config),
+        "memory_bytes": memory.total,
+        "memory": memory,
+        "hours": None,
+        "dollars": None,
+    }
+
+
+def _plan_cost(num_steps: int, total_tokens: int, per_token: int, world_size: int) -> dict[str, Any]:
+    """The fields that follow from the number of steps."""
+    num_tokens = num_steps * total_tokens
+    hours = num_tokens * per_token / (PEAK_FLOPS * ASSUMED_MFU * world_size) / 3600
+    return {
+        "num_steps": num_steps,
+        "num_tokens": num_tokens,
+        "total_flops": float(num_tokens * per_token),
+        "hours": hours,
+        "dollars": hours * world_size * DOLLARS_PER_DEVICE_HOUR,
+    }
 
 
 def plan_memory(
@@ -212,109 +203,74 @@ def plan_finetune(
     settings: Settings,
     stage: Literal["mid", "sft"],
     world_size: int,
-    num_rows_per_epoch: int,
+    num_rows_per_epoch: int | None,
     config: GPTConfig | None = None,
-) -> StartedFinetunePlan:
-    """Plan mid or sft once its conversations are packed.
-
-    num_rows_per_epoch: rows of all devices in a pass over the mixture; so the steps do not depend on how many rows a
-    device takes at once; rows of replayed text come on top. config: of the model it starts from; None: the settings'.
-    The last step is filled from the next epoch.
-    """
-    wish: FinetuneSettings = getattr(settings, stage)
-    sketch = sketch_finetune(settings, stage, world_size, config)
-    if wish.num_steps is None and num_rows_per_epoch < 1:
-        raise UsageError(f"{stage}.mixture fills no row", f"nanochat train {stage} --set {stage}.num_steps=10")
-    rows_per_step = sketch.total_batch_tokens // sketch.context
-    num_rows = wish.epochs * num_rows_per_epoch / (1 - wish.replay)
-    num_steps = wish.num_steps or math.ceil(num_rows / rows_per_step)
-    num_batches = math.ceil(num_rows_per_epoch / (sketch.device_batch_size * world_size))
-    return StartedFinetunePlan(**_finish(sketch, num_steps, num_batches))
-
-
-def sketch_finetune(
-    settings: Settings, stage: Literal["mid", "sft"], world_size: int = 1, config: GPTConfig | None = None
 ) -> FinetunePlan:
-    """Plan mid or sft before its conversations are counted: whole where num_steps is set."""
-    wish: FinetuneSettings = getattr(settings, stage)
+    """Plan mid or sft.
+
+    num_rows_per_epoch: rows of all devices in a pass over the mixture, so that the steps do not depend on how many rows
+    a device takes at once; rows of replayed text come on top; None: not counted yet. config: of the model it starts
+    from; None: the settings'. The last step is filled from the next epoch.
+    """
+    options: FinetuneSettings = getattr(settings, stage)
     config = config or plan_model(settings)
-    _check_schedule(stage, wish.warmup, wish.warmdown)
-    total_tokens, name = plan_total_tokens(settings, stage)
-    rows = plan_rows(name, total_tokens, settings, world_size, config)
-    memory = plan_memory(settings, config, rows, world_size)
-    sketch = FinetunePlan(
+    shared = _plan_shared(settings, stage, config, world_size)
+    if options.num_steps is None and num_rows_per_epoch is not None and num_rows_per_epoch < 1:
+        raise UsageError(f"{stage}.mixture fills no row", f"nanochat train {stage} --set {stage}.num_steps=10")
+    num_steps, num_batches, total_tokens = options.num_steps, None, shared["total_batch_tokens"]
+    if num_rows_per_epoch is not None:
+        num_batches = math.ceil(num_rows_per_epoch / (shared["device_batch_size"] * world_size))
+        num_rows = options.epochs * num_rows_per_epoch / (1 - options.replay)
+        num_steps = num_steps or math.ceil(num_rows / (total_tokens // config.context))
+    per_token = flops_per_token(config)
+    cost: dict[str, Any] = {"total_flops": None}
+    if num_steps is not None:
+        cost = _plan_cost(num_steps, total_tokens, per_token, world_size)
+    return FinetunePlan(
+        **shared | cost,
         stage=stage,
-        context=config.context,
-        num_params=count_params(config)["total"],
-        world_size=world_size,
-        device_batch_size=rows,
-        total_batch_tokens=total_tokens,
-        num_microbatches=divide_batch(name, total_tokens, rows, config.context, world_size),
-        epochs=wish.epochs,
-        num_batches_per_epoch=None,
-        num_steps=None,
-        num_tokens=None,
-        flops_per_token=flops_per_token(config),
-        total_flops=None,
-        checkpoint_bytes=estimate_checkpoint_bytes(config),
-        memory_bytes=memory.total,
-        memory=memory,
-        hours=None,
-        dollars=None,
+        epochs=options.epochs,
+        num_batches_per_epoch=num_batches,
+        flops_per_token=per_token,
     )
-    return FinetunePlan(**_finish(sketch, wish.num_steps, None)) if wish.num_steps else sketch
 
 
-def plan_rl(settings: Settings, world_size: int, num_questions: int, config: GPTConfig | None = None) -> StartedRlPlan:
-    """Plan rl once its questions are counted. config: of the model it starts from; None: the settings'."""
-    sketch, wish = sketch_rl(settings, world_size, config), settings.rl
-    num_steps = wish.num_steps or math.ceil(wish.epochs * num_questions / wish.questions_per_step)
-    counted: dict[str, Any] = {"num_steps": num_steps, "num_tokens": num_steps * sketch.total_batch_tokens}
-    return StartedRlPlan(**vars(sketch) | counted)
-
-
-def sketch_rl(settings: Settings, world_size: int = 1, config: GPTConfig | None = None) -> RlPlan:
-    """Plan rl before its questions are counted: whole where num_steps is set.
+def plan_rl(settings: Settings, world_size: int, num_questions: int | None, config: GPTConfig | None = None) -> RlPlan:
+    """Plan rl. num_questions: None: not counted yet. config: of the model it starts from; None: the settings'.
 
     Raises UsageError where rl.task is unset, or an answer of full length leaves no room for a question.
     """
-    wish = settings.rl
+    options = settings.rl
     config = config or plan_model(settings)
-    if wish.task is None:
+    if options.task is None:
         raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
-    _check_schedule("rl", wish.warmup, wish.warmdown)
-    if world_size < 1:
-        raise UsageError(f"GPUs = {world_size} is less than 1", "--gpus 1")
-    if wish.max_new_tokens >= config.context:
+    shared = _plan_shared(settings, "rl", config, world_size, compiled=False)
+    if options.max_new_tokens >= config.context:
         raise UsageError(
-            f"rl.max_new_tokens = {wish.max_new_tokens} leaves no room for a question: the context is {config.context}",
+            f"rl.max_new_tokens = {options.max_new_tokens} leaves no room for a question: the context is "
+            f"{config.context}",
             f"--set rl.max_new_tokens={max(1, config.context // 2)}",
         )
-    total_tokens, name = plan_total_tokens(settings, "rl")
-    rows = plan_rows(name, total_tokens, settings, world_size, config)
-    memory = plan_memory(settings, config, rows, world_size, compiled=False)
-    num_answers = wish.questions_per_step * wish.samples_per_question
-    num_tokens = num_answers * wish.max_new_tokens
-    own_answers = math.ceil(num_answers / world_size)
+    num_steps = options.num_steps
+    if num_steps is None and num_questions is not None:
+        num_steps = math.ceil(options.epochs * num_questions / options.questions_per_step)
+    num_answers = options.questions_per_step * options.samples_per_question
+    num_tokens = num_answers * options.max_new_tokens
+    rows_per_answer = shared["device_batch_size"] * config.context // (2 * options.max_new_tokens)
+    own: dict[str, Any] = {
+        "total_batch_tokens": num_tokens,
+        "num_microbatches": math.ceil(math.ceil(num_answers / world_size) / max(1, rows_per_answer)),
+        "num_steps": num_steps,
+        "num_tokens": num_steps * num_tokens if num_steps is not None else None,
+    }
+    answer_bytes = options.max_new_tokens * ROLLOUT_TOKEN_BYTES + ROLLOUT_BYTES
     return RlPlan(
+        **shared | own,
         stage="rl",
-        task=wish.task,
-        context=config.context,
-        num_params=count_params(config)["total"],
-        world_size=world_size,
-        device_batch_size=rows,
-        total_batch_tokens=num_tokens,
-        num_microbatches=math.ceil(own_answers / max(1, rows * config.context // (2 * wish.max_new_tokens))),
+        task=options.task,
         num_answers_per_step=num_answers,
-        epochs=wish.epochs,
-        num_steps=wish.num_steps,
-        num_tokens=wish.num_steps * num_tokens if wish.num_steps else None,
-        checkpoint_bytes=estimate_checkpoint_bytes(config),
-        rollout_bytes=(wish.keep_rollouts + 1)
-        * num_answers
-        * (wish.max_new_tokens * ROLLOUT_TOKEN_BYTES + ROLLOUT_BYTES),
-        memory_bytes=memory.total,
-        memory=memory,
+        epochs=options.epochs,
+        rollout_bytes=(options.keep_rollouts + 1) * num_answers * answer_bytes,
     )
 
 
@@ -376,21 +332,3 @@ def _check_schedule(stage: str, warmup: float, warmdown: float) -> None:
             f"{stage}.warmup + {stage}.warmdown = {warmup:g} + {warmdown:g} is more than 1",
             f"--set {stage}.warmdown={1 - warmup:g}",
         )
-
-
-def _finish(sketch: FinetunePlan, num_steps: int, num_batches_per_epoch: int | None) -> dict:
-    num_tokens = num_steps * sketch.total_batch_tokens
-    flops = float(num_tokens * sketch.flops_per_token)
-    hours = _estimate_hours(flops, sketch.world_size)
-    return vars(sketch) | {
-        "num_batches_per_epoch": num_batches_per_epoch,
-        "num_steps": num_steps,
-        "num_tokens": num_tokens,
-        "total_flops": flops,
-        "hours": hours,
-        "dollars": hours * sketch.world_size * DOLLARS_PER_DEVICE_HOUR,
-    }
-
-
-def _estimate_hours(flops: float, world_size: int) -> float:
-    return flops / (PEAK_FLOPS * ASSUMED_MFU * world_size) / 3600

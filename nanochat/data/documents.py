@@ -18,6 +18,10 @@ import pyarrow.parquet as pq
 from nanochat.data.shards import measure_group
 from nanochat.errors import DataError
 
+MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+ZERO_SHARE = 0.05
+"""Of the units of a UTF-16 text at least: spaces and line ends, whatever the script."""
+
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 PIECE_CHARS = 1_000_000
 """Documents of more than twice this are cut into pieces of it: a row group of training has room for some of them."""
@@ -158,9 +162,18 @@ def _find_fault(path: Path, encoding: str) -> str:
 
 
 def _detect_encoding(path: Path) -> str:
-    """UTF-8 or, by a mark or by its zero bytes, UTF-16 or UTF-32, as Python spells them."""
+    """UTF-8 or, by a mark or by its zero bytes, UTF-16 or UTF-32, as Python spells them.
+
+    UTF-8 may hold a zero byte here and there.
+    """
     with path.open("rb") as file:
-        return json.detect_encoding(file.read(4))
+        block = file.read(4096)
+    found = json.detect_encoding(block[:4])
+    if found.startswith("utf-8") or block.startswith(MARKS):
+        return found
+    width, least = (4, 2.0) if "32" in found else (2, ZERO_SHARE)
+    is_whole = path.stat().st_size % width == 0
+    return found if is_whole and block.count(0) >= least * (len(block) // width) else "utf-8"
 
 
 def _choose_encoding(path: Path, reading: Reading) -> str | None:

@@ -68,7 +68,7 @@ class Compression:
 
     def ratio(self, name: str) -> float:
         """Bytes per token."""
-        return self.num_bytes / self.num_tokens[name]
+        return self.num_bytes / max(1, self.num_tokens[name])
 
 
 def measure_compression(encoders: Mapping[str, Encode], texts: Mapping[str, str] = SAMPLES) -> list[Compression]:

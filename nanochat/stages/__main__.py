@@ -8,9 +8,9 @@ import contextlib
 import faulthandler
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from nanochat.errors import NanochatError
 from nanochat.files import FAILING, describe_unsynced, name_error
@@ -27,19 +27,24 @@ from nanochat.runtime import (
     read_environ,
     redirect_output,
 )
-from nanochat.stages.base import run_base
+from nanochat.stages.base import Pretraining
 from nanochat.stages.display import Display
 from nanochat.stages.evaluate import run_evaluate
 from nanochat.stages.exhaustion import memory_errors
+from nanochat.stages.finetune import Finetuning
 from nanochat.stages.job import Job, read_settings
 from nanochat.stages.lock import hold_run, lock_run
-from nanochat.stages.mid import run_mid
-from nanochat.stages.rl import run_rl
-from nanochat.stages.sft import run_sft
+from nanochat.stages.rl import Practice
 from nanochat.stages.tokenizer import run_tokenizer
 from nanochat.training.stop import INTERRUPTED, StopRequests
 
-RUN_STAGE = {"tokenizer": run_tokenizer, "base": run_base, "mid": run_mid, "sft": run_sft, "rl": run_rl}
+RUN_STAGE: dict[str, Callable[[Job, Display], Any]] = {
+    "tokenizer": run_tokenizer,
+    "base": lambda job, display: Pretraining(job, display).run(),
+    "mid": lambda job, display: Finetuning(job, display, "mid", before="base").run(),
+    "sft": lambda job, display: Finetuning(job, display, "sft", before="mid").run(),
+    "rl": lambda job, display: Practice(job, display).run(),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.paths import StagePaths
 from nanochat.runtime import World, deterministic_kernels, name_device
 from nanochat.stages.assemble import build_model
-from nanochat.stages.course import compile_loss
+from nanochat.stages.compile import compile_loss
 from nanochat.stages.display import Display
 from nanochat.stages.job import Job
 from nanochat.stages.memory import describe_circumstances, plan_step, suggest_smaller

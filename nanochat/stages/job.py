@@ -35,6 +35,13 @@ class Job:
     stop: StopRequests | None = None
 
     @property
+    def rows(self) -> int:
+        """Rows of a device, once `fit_batch` has found them."""
+        rows = self.settings.batch.device_batch_size
+        assert rows != "auto", "fit_batch comes first"
+        return rows
+
+    @property
     def is_deterministic(self) -> bool:
         """Whether training must choose its kernels; those of a CPU repeat their bits anyway."""
         return self.settings.runtime.deterministic and self.world.device.type == "cuda"

@@ -21,10 +21,8 @@ class MemoryWatch:
     """
 
     def __init__(self, job: Job, config: GPTConfig, group_bytes: int = 0) -> None:
-        rows = job.settings.batch.device_batch_size
-        assert rows != "auto", "fit_batch comes first"
         self.world = job.world
-        self.planned = plan_step(job, config, rows, group_bytes).total
+        self.planned = plan_step(job, config, job.rows, group_bytes).total
         self._start = start_memory(self.world.device)
         self._stepped = False
 

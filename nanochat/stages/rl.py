@@ -4,131 +4,248 @@ An on-policy policy gradient (Williams 1992, "REINFORCE") with each question's m
 and no clipping, which need a second model or a second pass and buy nothing where every answer is used once.
 """
 
-from dataclasses import asdict, replace
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import nanochat
 from nanochat.config.plan import plan_rl
+from nanochat.config.settings import RlSettings
+from nanochat.data.batch import WeightedBatch
+from nanochat.data.cursor import HASH, name_changes
+from nanochat.data.policy import PolicyRow, build_policy_batches, compute_advantages
 from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
-from nanochat.evals.rollouts import find_fitting, measure_pass_at_k
-from nanochat.evals.samples import sample_answers
+from nanochat.evals.rollouts import Group, SamplingPlan, find_fitting, measure_pass_at_k, sample_groups
+from nanochat.evals.samples import Sample, sample_answers
 from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
-from nanochat.stages.assemble import check_tokenizer, load_newest, open_tokenizer, read_config
-from nanochat.stages.course import Course, run_course
+from nanochat.runtime import any_kernels
 from nanochat.stages.display import Display
-from nanochat.stages.finetune import find_source
 from nanochat.stages.fit import fit_batch
 from nanochat.stages.job import Job
-from nanochat.stages.practice import Practice, Questions
-from nanochat.stages.rollout_facts import describe_groups
+from nanochat.stages.rollout_facts import Watch, describe_groups, list_records
+from nanochat.stages.stage import Stage
 from nanochat.tasks.graded import build_graded
-from nanochat.training.loop import TrainState
-from nanochat.training.metrics import MetricsFile
+from nanochat.tasks.task import Task
+from nanochat.training.loop import Pace
 from nanochat.training.rollout_files import RolloutFiles
 
 
-def run_rl(job: Job, display: Display) -> dict[str, Any]:
-    """Practise on rl.task, starting from the sft model; returns the result. Collective: every rank calls this.
+@dataclass(frozen=True)
+class Questions:
+    """Numbers of the examples to practise on, in an order of its own every epoch."""
 
-    Raises MissingError where sft is not done, UsageError where the task gives no rewards, and CheckError where the
-    model never succeeds before the first step.
+    numbers: Sequence[int]
+    seed: int
+
+    def of_step(self, step: int, count: int) -> list[int]:
+        """The questions of a step, which counts from 0; the epochs follow each other without a gap."""
+        first, offset = divmod(step * count, len(self.numbers))
+        num_epochs = math.ceil((offset + count) / len(self.numbers))
+        numbers = [number for epoch in range(first, first + num_epochs) for number in self.order(epoch)]
+        return numbers[offset : offset + count]
+
+    def order(self, epoch: int) -> list[int]:
+        shuffled = list(self.numbers)
+        random.Random(f"rl/{self.seed}/{epoch}").shuffle(shuffled)
+        return shuffled
+
+
+class Practice(Stage):
+    """Practise on rl.task, starting from the sft model.
+
+    The questions follow from the seed and the step alone, and so do the random numbers of sampling: a resumed run asks
+    and answers the same, bit for bit. Raises MissingError where sft is not done, UsageError where the task gives no
+    rewards, and CheckError where the model never succeeds before the first step.
     """
-    wish, world = job.settings.rl, job.world
-    if wish.task is None:
-        raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
-    source, checkpoint = load_newest(world.ask_main(lambda: find_source(job, "sft")), display.say, world)
-    tokenizer = open_tokenizer(job)
-    check_tokenizer(checkpoint.meta, tokenizer, str(source))
-    config = read_config(checkpoint.meta, str(source))
-    folder = job.workspace.tasks
-    task, test = (build_graded(wish.task, split, folder=folder) for split in ("train", "test"))
-    numbers = find_fitting(task, tokenizer, config.context)
-    if not numbers:
-        raise DataError(
-            f"none of the {task.num_examples():,} questions of {wish.task} fits the context of {config.context} tokens",
-            "nanochat run --run NAME --set model.context=...  # a new run with a longer one",
-        )
-    fitting = find_fitting(test, tokenizer, config.context)
-    tested = [fitting[place] for place in spread_indices(len(fitting), wish.eval_questions)]
-    job = fit_batch(_uncompiled(job), "rl", config, display)
-    plan = plan_rl(job.settings, world.world_size, len(numbers), config)
-    files = RolloutFiles(job.run.stage("rl").root / "rollouts", wish.keep_rollouts)
-    practice = Practice(
-        job,
-        wish,
-        task,
-        tokenizer,
-        Questions(numbers, job.settings.runtime.seed),
-        plan.device_batch_size * config.context,
-        files,
-        display,
-    )
 
-    def begin(model: GPT, state: TrainState) -> None:
-        practice.model = model
+    scored_by = "pass_at_1"
+    higher_is_better = True
+    measures_first = True
+    uncompiled = "answers have other lengths every time"
+    options: RlSettings
+
+    def __init__(self, job: Job, display: Display) -> None:
+        super().__init__(job, "rl", display)
+        # The place of the data, which the cursor keeps: questions are asked before the loop counts the step.
+        self.num_asked, self.without_signal = 0, 0
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        with varied_lengths():
+            return super().run()
+
+    def prepare(self) -> None:
+        options, folder = self.options, self.job.workspace.tasks
+        if options.task is None:
+            raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
+        self.open_source("sft")
+        context = self.config.context
+        self.task, self.test = (build_graded(options.task, split, folder=folder) for split in ("train", "test"))
+        numbers = find_fitting(self.task, self.tokenizer, context)
+        if not numbers:
+            raise DataError(
+                f"none of the {self.task.num_examples():,} questions of {options.task} fits the context of {context} "
+                "tokens",
+                "nanochat run --run NAME --set model.context=...  # a new run with a longer one",
+            )
+        fitting = find_fitting(self.test, self.tokenizer, context)
+        self.tested = [fitting[place] for place in spread_indices(len(fitting), options.eval_questions)]
+        self.job = fit_batch(_uncompiled(self.job), "rl", self.config, self.display)
+        self.plan = plan_rl(self.job.settings, self.world.world_size, len(numbers), self.config)
+        self.files = RolloutFiles(self.paths.root / "rollouts", options.keep_rollouts)
+        self.questions = Questions(numbers, self.job.settings.runtime.seed)
+        self.watch = Watch(options)
+        self.data_hash = self.task.content_hash()
+        self.notes = [
+            f"rewards of {options.task}: {len(numbers):,} training questions, {len(self.tested)} test questions"
+        ]
+        if self.num_left_out:
+            self.notes.append(f"{self.num_left_out:,} questions are left out: longer than the context")
+
+    @property
+    def num_left_out(self) -> int:
+        return self.task.num_examples() - len(self.questions.numbers)
+
+    def begin(self) -> None:
+        if self.world.is_main:
+            self.files.truncate(self.state.step)
+        if self.state.step == 0 and self.options.check_questions:
+            self.model.eval()
+            self.check_signal()
+
+    def open_data(self, cursor: dict | None) -> str:
+        if cursor is None:
+            return ""
+        self.num_asked, self.without_signal = int(cursor["step"]), int(cursor["without_signal"])
+        return name_changes(cursor, {HASH: self.data_hash}, "the questions are others")
+
+    def cursor(self) -> dict[str, Any]:
+        return {"step": self.num_asked, "without_signal": self.without_signal, HASH: self.data_hash}
+
+    def microbatches(self) -> Sequence[WeightedBatch]:
+        """Sample the answers of the next step and make this rank's micro-batches; [] where nothing can be learnt."""
+        world, started = self.world, time.perf_counter()
+        questions = self.questions.of_step(self.num_asked, self.options.questions_per_step)
+        groups = self.sample_groups(self.task, questions, self.plan_sampling(str(self.num_asked)))
+        seconds = time.perf_counter() - started
+        self.num_asked += 1
+        self.without_signal += not any(group.has_signal for group in groups)
         if world.is_main:
-            files.truncate(state.step)
-        if state.step == 0 and wish.check_questions:
-            model.eval()
-            check_signal(practice, display)
+            self.files.write(self.num_asked, list_records(self.num_asked, self.task, groups))
+        self.facts = describe_groups(groups) | {
+            "without_signal": self.without_signal,
+            "rollout_seconds": round(seconds, 3),
+            "rollout_tokens_per_second": round(sum(r.num_tokens for g in groups for r in g.rollouts) / seconds, 1),
+        }
+        for warning in self.watch.look(self.num_asked, self.facts):
+            self.say(warning)
+        rows = [
+            PolicyRow(rollout.ids, rollout.chosen, advantage)
+            for group in groups
+            for rollout, advantage in zip(group.rollouts, compute_advantages(group.rewards), strict=True)
+        ]
+        max_tokens = self.plan.device_batch_size * self.config.context
+        return build_policy_batches(rows, max_tokens, self.tokenizer.bos_id, world.rank, world.world_size)
 
-    def measure(model: GPT) -> dict[str, Any]:
-        if not tested:
+    def plan_sampling(self, purpose: str, num_samples: int | None = None) -> SamplingPlan:
+        """How to sample. purpose: what tells these random numbers from all others of the run."""
+        options = self.options
+        return SamplingPlan(
+            num_samples or options.samples_per_question,
+            f"rl/{self.job.settings.runtime.seed}/{purpose}",
+            options.temperature,
+            options.top_k,
+            options.max_new_tokens,
+            options.batch_size,
+        )
+
+    def sample_groups(self, task: Task, questions: Sequence[int], plan: SamplingPlan, name: str = "") -> list[Group]:
+        """Answers of the model as it is now. name: what the progress display calls it; "" shows none."""
+
+        def progress(done: int, total: int) -> None:
+            self.job.progress(self.num_asked, f"answer {done} of {total}")
+            if name:
+                self.display.advance(name, done, total, "answers")
+
+        with any_kernels():
+            sampler = self.model.cast_weights()  # anew each time: never the weights of a step before
+            groups = sample_groups(sampler, self.tokenizer, task, questions, plan, self.world, progress)
+        if name:
+            self.display.finish()
+        return groups
+
+    def measure(self) -> dict[str, Any]:
+        if not self.tested:
             return {"pass_at_1": None}
-        groups = practice.sample(test, tested, practice.plan("pass@k", wish.eval_samples), "pass@k")
-        display.finish()
+        num_samples = self.options.eval_samples
+        groups = self.sample_groups(self.test, self.tested, self.plan_sampling("pass@k", num_samples), "pass@k")
         values = measure_pass_at_k(groups)
-        shown = ", ".join(f"pass@{k} {100 * values[f'pass_at_{k}']:.1f}%" for k in list_ks(values))
-        display.say(f"{shown} of {len(tested)} test questions, {wish.eval_samples} answers to each")
-        return values | {"eval_questions": len(tested), "eval_truncated": describe_groups(groups)["truncated"]}
+        shown = ", ".join(f"pass@{k} {100 * values[f'pass_at_{k}']:.1f}%" for k in list_measured_ks(values))
+        self.say(f"{shown} of {len(self.tested)} test questions, {num_samples} answers to each")
+        return values | {"eval_questions": len(self.tested), "eval_truncated": describe_groups(groups)["truncated"]}
 
-    def describe() -> dict[str, Any]:
-        if practice.without_signal:
-            display.say(f"{practice.without_signal:,} of {practice.step:,} steps had no gradient and changed nothing")
-        scores = world.ask_main(lambda: MetricsFile(job.run.stage("rl").metrics).values("pass_at_1"))
-        before, after = scores.get(0), scores.get(plan.num_steps)
+    def sample(self, model: GPT) -> Sequence[Sample]:
+        return sample_answers(model, self.tokenizer)
+
+    def describe_step(self) -> dict[str, Any]:
+        return self.facts
+
+    def describe_extent(self) -> str:
+        options = self.options
+        return (
+            f"{self.num_steps:,} steps of {options.questions_per_step} questions x {options.samples_per_question} "
+            f"answers of at most {options.max_new_tokens} tokens"
+        )
+
+    def set_pace(self) -> Pace:
+        """Without FLOPs: a step's time is that of sampling."""
+        return replace(super().set_pace(), flops_per_token=None)
+
+    def describe_data(self) -> dict[str, Any]:
+        if self.without_signal:
+            self.say(f"{self.without_signal:,} of {self.num_asked:,} steps had no gradient and changed nothing")
+        scores = self.world.ask_main(lambda: self.metrics.values("pass_at_1"))
+        before, after = scores.get(0), scores.get(self.num_steps)
         if before is not None and after is not None and after < before:
-            display.say(describe_loss(before, after, str(source)))
+            self.say(describe_loss(before, after, self.source))
         return {
-            "task": wish.task,
+            "task": self.options.task,
             "pass_at_1_before": before,
             "pass_at_1": after,
-            "questions": len(numbers),
-            "too_long": task.num_examples() - len(numbers),
-            "without_signal": practice.without_signal,
+            "questions": len(self.questions.numbers),
+            "too_long": self.num_left_out,
+            "without_signal": self.without_signal,
         }
 
-    notes = [f"rewards of {wish.task}: {len(numbers):,} training questions, {len(tested)} test questions"]
-    if len(numbers) < task.num_examples():
-        notes.append(f"{task.num_examples() - len(numbers):,} questions are left out: longer than the context")
-    course = Course(
-        stage="rl",
-        settings=wish,
-        config=config,
-        tokenizer=tokenizer,
-        num_steps=plan.num_steps,
-        num_microbatches=plan.num_microbatches,
-        plan=asdict(plan) | {"nanochat_version": nanochat.__version__},
-        start=lambda: checkpoint.model,
-        open_loader=practice.restore,
-        sample=lambda model: sample_answers(model, tokenizer),
-        describe_data=describe,
-        source=str(source),
-        notes=tuple(notes),
-        begin=begin,
-        take=practice.take,
-        measure=measure,
-        scored_by="pass_at_1",
-        higher_is_better=True,
-        describe_step=lambda: practice.facts,
-        extent=f"{plan.num_steps:,} steps of {wish.questions_per_step} questions x {wish.samples_per_question} answers "
-        f"of at most {wish.max_new_tokens} tokens",
-        uncompiled="answers have other lengths every time",
-    )
-    with varied_lengths():
-        return run_course(job, course, display)
+    def check_signal(self) -> None:
+        """Raise CheckError where the model answers no training question right.
+
+        Says so where there is as little to learn because every answer is right.
+        """
+        options, name = self.options, self.job.run.name
+        numbers = self.questions.order(-1)[: options.check_questions]
+        groups = self.sample_groups(self.task, numbers, self.plan_sampling("check"), "check")
+        facts = describe_groups(groups)
+        num_answers, num_right = len(groups) * options.samples_per_question, sum(group.num_right for group in groups)
+        mixed = sum(group.has_signal for group in groups)
+        counts = f"{num_right:,} of {num_answers:,} answers to {len(groups)} questions of {options.task}"
+        if num_right == 0:
+            share = facts["truncated"]
+            cut = f"; {share:.0%} were cut at {options.max_new_tokens} tokens" if share else ""
+            raise CheckError(
+                f"{counts} are right{cut}: without a success there is nothing to learn from",
+                f"nanochat eval chat {name}/sft  # then more sft in a new run; or --set rl.check_questions=0",
+            )
+        self.say(f"check: {counts} are right; {mixed} questions got right and wrong ones")
+        if mixed == 0:
+            self.say(
+                "warning: no question got right and wrong answers, and only those teach something"
+                + (": the model knows all of it" if num_right == num_answers else "")
+            )
 
 
 def describe_loss(before: float, after: float, source: str) -> str:
@@ -140,37 +257,9 @@ def describe_loss(before: float, after: float, source: str) -> str:
     return f"practice did not help: pass@1 was {was} and is {now}; `nanochat chat {source}` is the model before it"
 
 
-def check_signal(practice: Practice, display: Display) -> None:
-    """Raise CheckError where the model answers no training question right. Collective: every rank calls this.
-
-    Says so where there is as little to learn because every answer is right.
+def list_measured_ks(values: dict[str, Any]) -> list[int]:
     """
-    wish = practice.settings
-    numbers = practice.questions.order(-1)[: wish.check_questions]
-    groups = practice.sample(practice.task, numbers, practice.plan("check"), "check")
-    display.finish()
-    facts = describe_groups(groups)
-    num_answers, num_right = len(groups) * wish.samples_per_question, sum(group.num_right for group in groups)
-    mixed = sum(group.has_signal for group in groups)
-    counts = f"{num_right:,} of {num_answers:,} answers to {len(groups)} questions of {wish.task}"
-    if num_right == 0:
-        cut = f"; {facts['truncated']:.0%} were cut at {wish.max_new_tokens} tokens" if facts["truncated"] else ""
-        name = practice.job.run.name
-        raise CheckError(
-            f"{counts} are right{cut}: without a success there is nothing to learn from",
-            f"nanochat eval chat {name}/sft  # then more sft in a new run; or --set rl.check_questions=0",
-        )
-    display.say(f"check: {counts} are right; {mixed} questions got right and wrong ones")
-    if mixed == 0:
-        display.say(
-            "warning: no question got right and wrong answers, and only those teach something"
-            + (": the model knows all of it" if num_right == num_answers else "")
-        )
-
-
-def list_ks(values: dict[str, Any]) -> list[int]:
-    """
-    >>> list_ks({"pass_at_1": 0.5, "pass_at_1_stderr": 0.1, "pass_at_4": 0.9})
+    >>> list_measured_ks({"pass_at_1": 0.5, "pass_at_1_stderr": 0.1, "pass_at_4": 0.9})
     [1, 4]
     """
     return [int(name.removeprefix("pass_at_")) for name in values if name.removeprefix("pass_at_").isdigit()]

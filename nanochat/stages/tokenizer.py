@@ -16,7 +16,7 @@ from nanochat.stages.dataset import open_dataset
 from nanochat.stages.display import Display
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, list_settings
 from nanochat.stages.job import Job
-from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, check_pattern, train_tokenizer
 
 COMPRESSION_CHARS = 1_000_000
 """Characters of validation text that the compression is measured on."""
@@ -31,6 +31,7 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
         f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
     )
+    check_pattern(settings.pattern)
     num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
     started = time.perf_counter()
     chars = doc_chars = 0

@@ -36,6 +36,13 @@ FEED_CHARS = 16_000_000
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "ranks.tiktoken"
 
+PROBES = (
+    *map(chr, range(128)),
+    *"\x85\u00a0\u00ad\u00b2\u00e9\u0301\u0660\u0905\u093f\u200b\u2028\u20ac\u2167\u4e2d\ud55c\ue000\ufeff\U0001f600\U0010ffff",
+    "Don't: 1234  \r\n\n\tnext",
+)
+"""Characters of every kind, and a text in which they meet."""
+
 Pair = tuple[int, int]
 
 
@@ -138,6 +145,20 @@ def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
     if tokenizer.hash != values.get("sha256"):
         raise DataError(f"{path} is damaged: its merges do not have the hash that was saved with them", again)
     return tokenizer
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise UsageError unless every text is the sum of the pieces that a splitting pattern finds in it."""
+    hint = "nanochat tokenize train --set 'tokenizer.pattern=...'  # without it, the default splits every text"
+    try:
+        for text in (*PROBES, "".join(PROBES)):
+            pieces = _rustbpe.split(text, pattern)
+            if "".join(pieces) != text or not all(pieces):
+                raise UsageError(
+                    f"tokenizer.pattern = {pattern!r} would lose text: of {text[:24]!r} it finds {pieces[:8]}", hint
+                )
+    except ValueError as error:
+        raise UsageError(f"tokenizer.pattern = {pattern!r}: {error}", hint) from None
 
 
 def train_tokenizer(

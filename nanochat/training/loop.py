@@ -1,10 +1,11 @@
 """The one optimizer loop for base, mid, sft and rl: accumulation, schedule, step, finite check, stop, save and log.
 
-Knows no preset, no checkpoint format, no evaluation and no engine: a Recipe brings what differs.
+Knows no preset, no checkpoint format, no evaluation and no engine: what differs is a method of Training.
 """
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -76,80 +77,100 @@ class Event:
 
     name: str
     every: int
-    run: Callable[[TrainState], None]
+    run: Callable[[], None]
 
     def is_due(self, step: int, num_steps: int) -> bool:
         return step >= num_steps or (self.every > 0 and step > 0 and step % self.every == 0)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What differs between stages.
+class Pace:
+    """The numbers of a training: how far, at what rates, and how often something is said or saved.
 
-    microbatches: this rank's micro-batches of the next step; none only where no rank has any.
-    loss: summed nats of one micro-batch over its targets, a float32 scalar; takes ids, targets and, of a WeightedBatch,
-    the weights.
-    save: write a checkpoint of the state; always before the events of a step. save_every: steps between two saves, 0:
-    only after the last step; save_seconds: and whenever so much time has gone by since the last.
-    progress: told what comes next (how many steps are done, "data", "step", "save" or an event's name).
-    deterministic: take steps with kernels that repeat their bits, for devices where that is not so anyway.
+    save_every: steps between two saves, 0: only after the last step; save_seconds: and whenever so much time has gone
+    by since the last. deterministic: take steps with kernels that repeat their bits, for devices where that is not so
+    anyway. flops_per_token and peak_flops: for the MFU. resume_command: what continues it, for hints.
     """
 
-    name: str
-    model: nn.Module
-    optimizer: MuonAdamW
-    microbatches: Callable[[], Sequence[Batch]]
-    loss: Callable[..., Tensor]
     num_steps: int
     warmup: float
     warmdown: float
     grad_clip: float
-    save: Callable[[TrainState], None]
-    resume_hint: str
+    resume_command: str
     save_every: int = 0
     save_seconds: float | None = None
-    progress: Callable[[int, str], None] = lambda step, phase: None
     deterministic: bool = False
-    events: tuple[Event, ...] = ()
     log_every: int = 1
     flops_per_token: float | None = None
     peak_flops: float | None = None
 
 
-def train(
-    recipe: Recipe,
-    state: TrainState,
-    world: World,
-    log: Callable[[dict], None],
-    stop: StopRequests | None = None,
-) -> TrainState:
-    """Take steps until recipe.num_steps; returns the state, which also holds what a save needs on the way.
+class Training(ABC):
+    """What `train` trains. A stage gives it the attributes and overrides the methods.
 
-    Collective: every rank calls this. log gets one record a `log_every` steps. stop: entered already; None: this call's
-    own. Raises StoppedError after a signal with everything saved, and NumericalError where three steps in a row are
-    not finite.
+    state: changed in place.
     """
+
+    name: str
+    model: nn.Module
+    optimizer: MuonAdamW
+    state: TrainState
+    world: World
+    pace: Pace
+
+    @abstractmethod
+    def microbatches(self) -> Sequence[Batch]:
+        """This rank's micro-batches of the next step; none only where no rank has any."""
+
+    @abstractmethod
+    def loss(self, ids: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        """Summed nats of one micro-batch over its targets, a float32 scalar. weights: of a WeightedBatch."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write a checkpoint; always before the events of a step."""
+
+    def events(self) -> Sequence[Event]:
+        """What is done after some of the steps, in this order."""
+        return ()
+
+    @abstractmethod
+    def log(self, record: dict[str, Any]) -> None:
+        """Take a record of the step that was just taken, every `log_every` steps."""
+
+    @abstractmethod
+    def progress(self, step: int, phase: str) -> None:
+        """Hear what comes next: how many steps are done, and "data", "step", "save" or an event's name."""
+
+
+def train(training: Training, stop: StopRequests | None = None) -> None:
+    """Take steps until pace.num_steps. Collective: every rank calls this.
+
+    stop: entered already; None: this call's own. Raises StoppedError after a signal with everything saved, and
+    NumericalError where three steps in a row are not finite.
+    """
+    pace, state, world = training.pace, training.state, training.world
     if stop is None:
-        with StopRequests(recipe.name, recipe.resume_hint) as own:
-            return train(recipe, state, world, log, own)
-    recipe.model.train()
+        with StopRequests(training.name, pace.resume_command) as own:
+            return train(training, own)
+    training.model.train()
     saved_step, saved_at = state.step, time.monotonic()
     skipped_in_a_row = 0
-    stop.lost = lambda: _describe_lost(recipe, state.step, saved_step)
+    stop.lost = lambda: _describe_lost(pace, state.step, saved_step)
     stop.defer()
     if state.step > 0:
-        _run_events(recipe, state)
-    while state.step < recipe.num_steps:
-        is_late = recipe.save_seconds is not None and time.monotonic() - saved_at >= recipe.save_seconds
+        _run_events(training)
+    while state.step < pace.num_steps:
+        is_late = pace.save_seconds is not None and time.monotonic() - saved_at >= pace.save_seconds
         stopping, late = _any_rank(world, stop.requested, is_late)
         if late and not stopping and state.step != saved_step:
-            _save(recipe, state)
+            _save(training)
             saved_step, saved_at = state.step, time.monotonic()
         if stopping:
-            _stop(recipe, state, saved_step)
+            _stop(training, saved_step)
         started = time.perf_counter()
-        with deterministic_kernels(recipe.deterministic):
-            outcome = _take_step(recipe, state, world)
+        with deterministic_kernels(pace.deterministic):
+            outcome = _take_step(training)
         _synchronize(world.device)
         seconds = time.perf_counter() - started
         state.seconds += seconds
@@ -161,22 +182,21 @@ def train(
             state.smoothed_loss = smooth(state.smoothed_loss, outcome.loss)
         state.step += 1
         state.tokens += outcome.num_tokens
-        last = state.step == recipe.num_steps
-        if state.step % recipe.log_every == 0 or last or outcome.skipped:
-            log(_record(recipe, state, outcome, seconds, world))
+        last = state.step == pace.num_steps
+        if state.step % pace.log_every == 0 or last or outcome.skipped:
+            training.log(_record(training, outcome, seconds))
         if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            _save(recipe, state)
+            _save(training)
             first = state.step - MAX_SKIPPED_IN_A_ROW + 1
             raise NumericalError(
-                f"{recipe.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
+                f"{training.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
                 f"(steps {first} to {state.step}); the weights before them are saved",
-                f"nanochat config show, then try again with half of {recipe.name}.matrix_lr",
+                f"nanochat config show, then try again with half of {training.name}.matrix_lr",
             )
-        if last or (recipe.save_every and state.step % recipe.save_every == 0):
-            _save(recipe, state)
+        if last or (pace.save_every and state.step % pace.save_every == 0):
+            _save(training)
             saved_step, saved_at = state.step, time.monotonic()
-        _run_events(recipe, state)
-    return state
+        _run_events(training)
 
 
 @dataclass(frozen=True)
@@ -188,18 +208,18 @@ class _Outcome:
     skipped: bool
 
 
-def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
+def _take_step(training: Training) -> _Outcome:
     """Forward, backward and one optimizer step over all micro-batches of all ranks."""
-    optimizer = recipe.optimizer
+    optimizer, state, world, pace = training.optimizer, training.state, training.world, training.pace
     # The middle of the step: neither the first step of a warm-up nor the last of a warm-down is lost.
-    lr = lr_multiplier((state.step + 0.5) / recipe.num_steps, recipe.warmup, recipe.warmdown)
+    lr = lr_multiplier((state.step + 0.5) / pace.num_steps, pace.warmup, pace.warmdown)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * lr
         if group["kind"] == "muon":
             group["momentum"] = muon_momentum(state.step)
-    recipe.progress(state.step, "data")
-    batches = recipe.microbatches()
-    recipe.progress(state.step, "step")
+    training.progress(state.step, "data")
+    batches = training.microbatches()
+    training.progress(state.step, "step")
     counts = torch.tensor(
         [sum(int((batch.targets != IGNORED).sum()) for batch in batches), sum(batch.ids.numel() for batch in batches)],
         dtype=torch.float64 if world.device.type != "mps" else torch.float32,
@@ -213,7 +233,7 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
         ids = batch.ids.to(world.device, non_blocking=True)
         targets = batch.targets.to(world.device, non_blocking=True)
         weights = (batch.weights.to(world.device, non_blocking=True),) if isinstance(batch, WeightedBatch) else ()
-        loss = recipe.loss(ids, targets, *weights) / num_targets
+        loss = training.loss(ids, targets, *weights) / num_targets
         with optimizer.reducing(last=index == len(batches) - 1):
             loss.backward()
         total += loss.detach()
@@ -222,18 +242,19 @@ def _take_step(recipe: Recipe, state: TrainState, world: World) -> _Outcome:
     grad_norm = optimizer.grad_norm().item()
     finite = math.isfinite(mean) and math.isfinite(grad_norm)
     if finite:
-        if grad_norm > recipe.grad_clip:
-            optimizer.scale_gradients(recipe.grad_clip / grad_norm)
+        if grad_norm > pace.grad_clip:
+            optimizer.scale_gradients(pace.grad_clip / grad_norm)
         optimizer.step()
-    recipe.model.zero_grad(set_to_none=True)
+    training.model.zero_grad(set_to_none=True)
     return _Outcome(mean, grad_norm, lr, num_tokens, not finite)
 
 
-def _record(recipe: Recipe, state: TrainState, outcome: _Outcome, seconds: float, world: World) -> dict:
+def _record(training: Training, outcome: _Outcome, seconds: float) -> dict[str, Any]:
+    state, pace = training.state, training.pace
     rate = outcome.num_tokens / seconds
     mfu = None
-    if recipe.flops_per_token and recipe.peak_flops:
-        mfu = rate * recipe.flops_per_token / (recipe.peak_flops * world.world_size)
+    if pace.flops_per_token and pace.peak_flops:
+        mfu = rate * pace.flops_per_token / (pace.peak_flops * training.world.world_size)
     return {
         "step": state.step,
         "loss": outcome.loss,
@@ -248,32 +269,32 @@ def _record(recipe: Recipe, state: TrainState, outcome: _Outcome, seconds: float
     }
 
 
-def _save(recipe: Recipe, state: TrainState) -> None:
-    recipe.progress(state.step, "save")
-    recipe.save(state)
+def _save(training: Training) -> None:
+    training.progress(training.state.step, "save")
+    training.save()
 
 
-def _run_events(recipe: Recipe, state: TrainState) -> None:
-    for event in recipe.events:
-        if event.is_due(state.step, recipe.num_steps):
-            recipe.progress(state.step, event.name)
-            event.run(state)
-    recipe.model.train()
+def _run_events(training: Training) -> None:
+    state = training.state
+    for event in training.events():
+        if event.is_due(state.step, training.pace.num_steps):
+            training.progress(state.step, event.name)
+            event.run()
+    training.model.train()
 
 
-def _stop(recipe: Recipe, state: TrainState, saved_step: int) -> None:
-    if state.step != saved_step:
-        _save(recipe, state)
-    saved = "everything is saved" if state.step else "nothing was done yet"
-    raise StoppedError(
-        f"{recipe.name} stopped after step {state.step} of {recipe.num_steps}; {saved}", recipe.resume_hint
-    )
+def _stop(training: Training, saved_step: int) -> None:
+    step, pace = training.state.step, training.pace
+    if step != saved_step:
+        _save(training)
+    saved = "everything is saved" if step else "nothing was done yet"
+    raise StoppedError(f"{training.name} stopped after step {step} of {pace.num_steps}; {saved}", pace.resume_command)
 
 
-def _describe_lost(recipe: Recipe, step: int, saved_step: int) -> str:
+def _describe_lost(pace: Pace, step: int, saved_step: int) -> str:
     if step == saved_step:
-        return f"nothing but step {step + 1:,} is lost; continue with {recipe.resume_hint}"
-    return f"{step - saved_step:,} steps since step {saved_step:,} are lost; continue with {recipe.resume_hint}"
+        return f"nothing but step {step + 1:,} is lost; continue with {pace.resume_command}"
+    return f"{step - saved_step:,} steps since step {saved_step:,} are lost; continue with {pace.resume_command}"
 
 
 def _any_rank(world: World, *flags: bool) -> list[bool]:

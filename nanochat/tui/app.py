@@ -63,12 +63,14 @@ class ChatApp(ThreadApp):
         models: Models | None = None,
         preferences: Preferences | None = None,
         edit: Callable[[str], str] | None = None,
+        typed: str = "",
     ) -> None:
         super().__init__()
         self.recorder, self.export_folder, self.models, self.edit_text = recorder, export_folder, models, edit
         self.preferences = preferences or Preferences()
         self._busy = ""  # what is being done, for the status line
         self._editing = False
+        self._typed = typed  # while the model was loaded
         self._draft = ""  # what was in the prompt before the last question came into it
         self._asked = ""
 
@@ -85,7 +87,9 @@ class ChatApp(ThreadApp):
         self.set_keymap({name: ",".join(keys) for name, keys in changed.items()})
         self.theme = THEMES.get(self.preferences.theme, self.preferences.theme)
         self.query_one(PromptArea).focus()
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # after kill -TSTP and fg
         await self._show_all()
+        self.prompt.give_back(self._typed)
         self.set_interval(0.25, self._show_status)
         self.set_interval(CATCH_UP_SECONDS, self._catch_up)
         for number in (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ():

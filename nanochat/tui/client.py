@@ -151,9 +151,10 @@ class Server:
             return DataError(
                 f"{self.url} failed with status {refusal.status}{said}", "ask again, or see its own output"
             )
-        return UsageError(
-            f"{self.url} refused with status {refusal.status}{said}", "in the chat, /set shows what is sent with it"
-        )
+        hint = "in the chat, /set shows what is sent with it"
+        if "base model" in said:  # of ours
+            hint = "nanochat serve RUN/sft  # a model that has learned to chat; or: nanochat chat RUN/base"
+        return UsageError(f"{self.url} refused with status {refusal.status}{said}", hint)
 
     def _options(self) -> dict[str, Any]:
         timeout = httpx.Timeout(30.0, connect=CONNECT_SECONDS, read=SILENT_SECONDS)

@@ -158,6 +158,19 @@ def test_runs_are_removed_together_or_not_at_all(nanochat: Call, home: Path) -> 
     assert nanochat("runs", "rm", "a", "long", "a", "-y").code == 0 and not list((home / "runs").iterdir())
 
 
+def test_a_run_with_a_folder_that_may_not_be_written_is_kept_whole(
+    nanochat: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(home, "a", ("tokenizer", "base"))
+    access, closed = os.access, run.stage("base").root
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and access(path, mode))
+    before = sorted(run.root.rglob("*"))
+    outcome = nanochat("runs", "rm", "a", "-y")
+    assert outcome.code == 4 and f"{closed} may not be written" in outcome.err
+    assert outcome.err.splitlines()[-1] == f"hint:  chmod -R u+w {run.root}"
+    assert {*before} <= {*run.root.rglob("*")}
+
+
 def test_of_a_linked_run_only_the_link_is_removed(nanochat: Call, home: Path, tmp_path: Path) -> None:
     make_run(home, "big", ("tokenizer",)).root.rename(tmp_path / "elsewhere")
     (home / "runs/big").symlink_to(tmp_path / "elsewhere")

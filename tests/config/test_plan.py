@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nanochat.config.device_batch import DEVICE_BYTES, lower_rows
 from nanochat.config.load import load_settings
 from nanochat.config.memory import MARGIN, MemoryEstimate, estimate_memory, list_rows
-from nanochat.config.plan import plan_base, plan_finetune, sketch_finetune, sketch_rl
+from nanochat.config.plan import plan_base, plan_finetune, plan_rl
 from nanochat.errors import UsageError
 from nanochat.model.config import GPTConfig
 
@@ -79,15 +79,15 @@ def test_finetuning_sees_every_row_of_its_epochs_however_many_a_device_takes(row
 
 
 def test_the_steps_that_are_asked_for_need_no_conversations() -> None:
-    sketch = sketch_finetune(wish(), "sft")
+    sketch = plan_finetune(wish(), "sft", 1, None)
     assert sketch.num_steps == wish().sft.num_steps and sketch.hours is not None
-    assert sketch_finetune(wish("sft.num_steps=none"), "sft").num_steps is None
+    assert plan_finetune(wish("sft.num_steps=none"), "sft", 1, None).num_steps is None
     whole = plan_finetune(wish(), "sft", 1, 12 * wish().batch.device_batch_size)
     assert dataclasses.asdict(whole) == dataclasses.asdict(sketch) | {"num_batches_per_epoch": 12}
 
 
 def test_a_stage_may_have_steps_of_its_own_size() -> None:
-    plan = sketch_finetune(wish("sft.total_tokens=8192"), "sft")
+    plan = plan_finetune(wish("sft.total_tokens=8192"), "sft", 1, None)
     assert (plan.total_batch_tokens, plan.num_microbatches) == (8192, 2)
 
 
@@ -178,7 +178,7 @@ def test_a_plan_counts_the_memory_of_the_device_that_is_named() -> None:
     """On a CPU the libraries share it; float32 has no copies in another type. Any other name counts as a GPU."""
     for device, of_process in (("auto", False), ("cuda", False), ("cpu", True)):
         settings = wish(f"runtime.device={device}", "rl.task=arithmetic", preset="demo")
-        plans = (plan_base(settings), sketch_finetune(settings, "sft"), sketch_rl(settings))
+        plans = (plan_base(settings), plan_finetune(settings, "sft", 1, None), plan_rl(settings, 1, None))
         assert all((plan.memory.process > 0) == of_process for plan in plans), device
     single, half = (plan_base(wish(f"runtime.dtype={name}", preset="demo")) for name in ("float32", "bfloat16"))
     assert single.memory.activations == 2 * half.memory.activations and single.memory.weights < half.memory.weights
@@ -186,12 +186,13 @@ def test_a_plan_counts_the_memory_of_the_device_that_is_named() -> None:
 
 def test_auto_leaves_the_step_of_every_stage_as_it_is() -> None:
     fixed, auto = (
-        sketch_finetune(wish("sft.total_tokens=6144", f"batch.device_batch_size={n}"), "sft") for n in (8, "auto")
+        plan_finetune(wish("sft.total_tokens=6144", f"batch.device_batch_size={n}"), "sft", 1, None)
+        for n in (8, "auto")
     )
     assert auto.device_batch_size == 24 and auto.num_microbatches == 1
     assert auto.total_batch_tokens == fixed.total_batch_tokens
     with pytest.raises(UsageError, match=r"sft.total_tokens = 5000 is not a multiple of 1 x 256 x 1"):
-        sketch_finetune(wish("sft.total_tokens=5000", "batch.device_batch_size=auto"), "sft")
+        plan_finetune(wish("sft.total_tokens=5000", "batch.device_batch_size=auto"), "sft", 1, None)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_device_batch_that_nobody_chose_is_an_upper_limit(rows: int, total: in
         lowered, said = lower_rows(settings, stage, gpus, is_chosen=False)
         assert lowered.batch.device_batch_size == lower and bool(said) == (lower != rows)
         assert said == "" or said.startswith(f"{stage}: device_batch_size = {lower} instead of {rows}")
-        plan = plan_base(lowered, gpus) if stage == "base" else sketch_finetune(lowered, stage, gpus)
+        plan = plan_base(lowered, gpus) if stage == "base" else plan_finetune(lowered, stage, gpus, None)
         assert plan.num_microbatches * lower * 256 * gpus == total
         assert lower_rows(settings, stage, gpus, is_chosen=True) == (settings, "")
     assert lower_rows(settings, "rl", gpus, is_chosen=False) == (settings, "")

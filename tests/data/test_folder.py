@@ -372,3 +372,10 @@ def test_errors_of_the_system_are_sentences(source: Path, tmp_path: Path, monkey
             import_folder(source, tmp_path / "dest")
         assert caught.value.hint == f"ls -ld {source / 'deep'}"
     assert not (tmp_path / "dest").exists()
+
+
+def test_a_zero_byte_makes_no_text_utf_16(tmp_path: Path) -> None:
+    for name, text in (("odd.txt", "a\0b NUL text\n"), ("long.txt", "\0" + "plain text " * 500 + "x")):
+        write(tmp_path / "source" / name, text.encode())
+    report = import_folder(tmp_path / "source", tmp_path / "dest")
+    assert sum(report.chars.values()) == 13 + 5502

@@ -11,7 +11,8 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import build_optimizer
 from nanochat.runtime import World
-from nanochat.training.loop import Recipe, TrainState, train
+from nanochat.training.loop import TrainState
+from tests.training.loops import Recipe, train
 
 VOCAB, PAD = 23, 0
 LARGE = 1 << 20

@@ -18,8 +18,9 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
 from nanochat.runtime import World
-from nanochat.training.loop import Event, Recipe, TrainState
-from nanochat.training.loop import train as run_loop
+from nanochat.training.loop import TrainState
+from tests.training.loops import Event, Recipe
+from tests.training.loops import train as run_loop
 
 # Three layers: 6 square matrices, 6 narrow ones and 3 of each MLP shape, so that some blocks of 2 and 4 are not full.
 # 65 ids make 128 rows; cut to 127 they are an odd number, so that the last slice of a table is short.

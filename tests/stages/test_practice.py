@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat.stages.practice import Questions
+from nanochat.stages.rl import Questions
 
 
 @pytest.mark.parametrize(("num_questions", "count"), [(7, 3), (5, 16), (10, 10), (1, 4)])

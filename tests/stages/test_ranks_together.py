@@ -43,12 +43,13 @@ def patch():
     stop.StopRequests.__enter__ = lambda self: requests.append(self) or enter(self)
     def is_held(step):
         return "ALLOWED" in os.environ and step >= int(Path(os.environ["ALLOWED"]).read_text() or 0)
-    def fail(recipe, state, world):
+    def fail(training):
+        state = training.state
         while is_held(state.step) and not any(each.requested for each in requests):
             time.sleep(0.01)
         if "FAULT" in os.environ and os.environ.get("RANK") == "1" and state.step == 3:
             raise eval(os.environ["FAULT"], dict(vars(errors)))
-        return take_step(recipe, state, world)
+        return take_step(training)
     loop._take_step = fail
 if "FAULT" in os.environ or "ALLOWED" in os.environ:
     threading.Thread(target=patch, daemon=True).start()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-import nanochat.stages.course as course
+import nanochat.stages.compile as course
 from nanochat.config.settings import Settings
 from nanochat.errors import StoppedError
 from nanochat.runtime import World

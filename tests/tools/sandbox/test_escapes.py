@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.tools.sandbox import isolation as isolations
+from nanochat.tools.sandbox import probe as isolations
 from nanochat.tools.sandbox.grading import Program, Verdict, grade_programs
 from nanochat.tools.sandbox.probe import Isolation, measure_isolation
 from nanochat.tools.sandbox.process import Limits

@@ -5,7 +5,7 @@ import pytest
 
 from nanochat.doctor.machine import check_sandbox
 from nanochat.errors import UsageError
-from nanochat.tools.sandbox import isolation as isolations
+from nanochat.tools.sandbox import probe as isolations
 from nanochat.tools.sandbox import lockdown
 from nanochat.tools.sandbox.probe import Isolation, check_isolation, find_bubblewrap, measure_isolation
 
