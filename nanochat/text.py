@@ -46,3 +46,23 @@ def format_seconds(seconds: float) -> str:
 def can_rewrite(stream: TextIO) -> bool:
     """Whether a stream is a terminal that takes escapes, so that a line may be drawn again and again."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def escape_hidden(text: str) -> str:
+    """Make control characters and text-direction overrides visible, and keep line breaks and tabs.
+
+    >>> escape_hidden("a" + chr(27) + "[2Jb" + chr(0x202E))
+    'a\\\\x1b[2Jb\\\\u202e'
+    """
+    text = text.replace("\r\n", "\n")
+    return "".join(char if char in "\n\t" or not _is_hidden(ord(char)) else _escape(ord(char)) for char in text)
+
+
+def _is_hidden(code: int) -> bool:
+    if code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000:
+        return True
+    return code in (0x061C, 0x200E, 0x200F, 0x2028, 0x2029) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

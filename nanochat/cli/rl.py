@@ -107,6 +107,6 @@ def _verdict(record: dict[str, Any]) -> str:
 
 
 def _line(text: object) -> str:
-    from nanochat.report.sections import visible
+    from nanochat.text import escape_hidden
 
-    return " ".join(visible(str(text)).split())
+    return " ".join(escape_hidden(str(text)).split())

@@ -8,7 +8,7 @@ Legend: B answering requests, V vocabulary, T tokens of a prompt that are read a
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,6 +27,7 @@ from nanochat.engine.sampling import (
 from nanochat.engine.tool_loop import ToolLoop, ToolState
 from nanochat.model.attention import varied_lengths
 from nanochat.runtime import threads_for
+from nanochat.tools.calculator import calculate
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -64,6 +65,11 @@ class Completion:
     ids: list[int]
     forced: list[bool]
     finish: Finish
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Without the stop token."""
+        return self.ids[:-1] if self.finish == "stop" else self.ids
 
 
 @dataclass
@@ -132,6 +138,22 @@ class Engine:
         self._waiting: OrderedDict[int | str, Request] = OrderedDict()
         self._cancelled: list[TokenEvent] = []
         self._rows = Rows(self.cache, num_slots)
+
+    @classmethod
+    def for_chat(
+        cls,
+        model,
+        tokenizer,
+        num_slots: int,
+        max_context: int | None = None,
+        *,
+        tool: Callable[[str], str | None] | None = calculate,
+        prefill_tokens: int | None = None,
+    ) -> "Engine":
+        """An engine for conversations: answers end with the tokenizer's end of an answer. tool: None for none."""
+        special, loop = tokenizer.special_ids, ToolLoop.from_tokenizer(tokenizer, tool) if tool else None
+        ends = (special["<|assistant_end|>"], special["<|bos|>"])
+        return cls(model, num_slots, max_context, loop, ends, prefill_tokens)
 
     @property
     def num_active(self) -> int:
@@ -313,11 +335,15 @@ class Engine:
 
 
 def complete(
-    engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Finish all prompts on an idle engine, many at a time; answers come in the order of the prompts.
 
     One SamplingParams for all: prompt i is sampled with seed + i, so that equal prompts get different answers.
+    Equal prompts beside each other share their computation. progress(done, all): after each answer.
     """
     if engine.num_active:
         raise ValueError(f"the engine has {engine.num_active} unfinished requests")
@@ -328,12 +354,16 @@ def complete(
     ids: list[list[int]] = [[] for _ in prompts]
     forced: list[list[bool]] = [[] for _ in prompts]
     finish: list[Finish] = ["length"] * len(prompts)
+    num_done = 0
     while engine.num_active:
         for event in engine.step():
             assert isinstance(event.request_id, int) and event.token is not None
             ids[event.request_id].append(event.token)
             forced[event.request_id].append(event.forced)
-            finish[event.request_id] = event.finish or "length"
+            if event.finish:
+                finish[event.request_id], num_done = event.finish, num_done + 1
+                if progress:
+                    progress(num_done, len(prompts))
     return [Completion(*parts) for parts in zip(ids, forced, finish, strict=True)]
 
 
@@ -341,5 +371,4 @@ def generate(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
 ) -> list[list[int]]:
     """The new ids of every prompt, without the stop token; see `complete` for seeds and order."""
-    completions = complete(engine, prompts, params)
-    return [c.ids[:-1] if c.finish == "stop" else c.ids for c in completions]
+    return [completion.text_ids for completion in complete(engine, prompts, params)]

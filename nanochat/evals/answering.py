@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from nanochat.engine.engine import Engine, Request
+from nanochat.engine.engine import Engine, complete
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.tool_loop import ToolLoop
 from nanochat.model.attention import varied_lengths
 from nanochat.tokenizer.bpe import Tokenizer
 
@@ -30,31 +29,11 @@ def generate_answers(
     """
     if not prompts:
         return [], 0
-    special = tokenizer.special_ids
     longest = max(len(prompt) + p.max_new_tokens for prompt, p in zip(prompts, params, strict=True))
-    engine = Engine(
-        model,
-        num_slots=min(batch_size, len(prompts)),
-        max_context=min(model.config.context, longest),  # the cache is no larger than needed
-        tool_loop=ToolLoop.from_tokenizer(tokenizer),
-        eos_ids=(special["<|assistant_end|>"], tokenizer.bos_id),
-    )
-    for number, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
-        engine.add(Request(number, prompt, p))
-    answers: list[list[int]] = [[] for _ in prompts]
-    helped: set[int] = set()
-    done = 0
-    while engine.num_active:
-        for event in engine.step():
-            assert isinstance(event.request_id, int)
-            if event.token is not None and event.finish != "stop":
-                answers[event.request_id].append(event.token)
-            if event.forced:
-                helped.add(event.request_id)
-            if event.finish:
-                done += 1
-                report(done, len(prompts))
-    return answers, len(helped)
+    context = min(model.config.context, longest)  # the cache is no larger than needed
+    engine = Engine.for_chat(model, tokenizer, min(batch_size, len(prompts)), context)
+    answers = complete(engine, prompts, params, report)
+    return [answer.text_ids for answer in answers], sum(any(answer.forced) for answer in answers)
 
 
 @torch.inference_mode()

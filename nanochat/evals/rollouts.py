@@ -8,9 +8,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nanochat.engine.engine import Engine, Request
+from nanochat.engine.engine import Engine, complete
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.tool_loop import ToolLoop
 from nanochat.evals.chat import show_parts, split_parts, without_answer
 from nanochat.evals.passk import estimate_pass_at_k
 from nanochat.runtime import World
@@ -111,44 +110,28 @@ def _answer(
     examples = [task.example(questions[place]) for place in places]
     prompts = [render_prompt(tokenizer, without_answer(example)) for example in examples]
     num_answers = len(places) * plan.num_samples
-    engine = Engine(
-        model,
-        num_slots=min(plan.batch_size, num_answers),
-        max_context=min(model.config.context, max(map(len, prompts)) + plan.max_new_tokens),
-        tool_loop=ToolLoop.from_tokenizer(tokenizer),
-        eos_ids=(tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id),
-    )
+    context = min(model.config.context, max(map(len, prompts)) + plan.max_new_tokens)
+    engine = Engine.for_chat(model, tokenizer, min(plan.batch_size, num_answers), context)
+    asked, params = [], []
     for number in range(num_answers):  # answers to one question stand together: they share the prompt's keys
         row, sample = divmod(number, plan.num_samples)
         seed = random.Random(f"{plan.seed}/{places[row]}/{sample}").getrandbits(62)
-        params = SamplingParams(plan.temperature, plan.top_k, seed=seed, max_new_tokens=plan.max_new_tokens)
-        engine.add(Request(number, prompts[row], params))
-    ids: list[list[int]] = [[] for _ in range(num_answers)]
-    forced: list[list[bool]] = [[] for _ in range(num_answers)]
-    truncated, done = [False] * num_answers, 0
-    while engine.num_active:
-        for event in engine.step():
-            assert isinstance(event.request_id, int) and event.token is not None
-            ids[event.request_id].append(event.token)
-            forced[event.request_id].append(event.forced)
-            if event.finish:
-                truncated[event.request_id] = event.finish == "length"
-                done += 1
-                if progress:
-                    progress(done, num_answers)
+        asked.append(prompts[row])
+        params.append(SamplingParams(plan.temperature, plan.top_k, seed=seed, max_new_tokens=plan.max_new_tokens))
+    answers = complete(engine, asked, params, progress)
     groups = []
     for row, place in enumerate(places):
         rollouts = []
-        for number in range(row * plan.num_samples, (row + 1) * plan.num_samples):
-            parts = split_parts(tokenizer, ids[number])
+        for answer in answers[row * plan.num_samples : (row + 1) * plan.num_samples]:
+            parts = split_parts(tokenizer, answer.ids)
             said = "".join(part.text for part in parts if part.kind == "text")
             rollouts.append(
                 Rollout(
-                    ids=[*prompts[row], *ids[number]],
-                    chosen=[False] * len(prompts[row]) + [not value for value in forced[number]],
-                    num_tokens=len(ids[number]),
-                    truncated=truncated[number],
-                    with_tool=any(forced[number]),
+                    ids=[*prompts[row], *answer.ids],
+                    chosen=[False] * len(prompts[row]) + [not value for value in answer.forced],
+                    num_tokens=len(answer.ids),
+                    truncated=answer.finish == "length",
+                    with_tool=any(answer.forced),
                     text=show_parts(parts),
                     reward=float(bool(task.evaluate(examples[row], said))),
                 )

@@ -10,10 +10,10 @@ from typing import Any
 from nanochat.conversation import Conversation, user
 from nanochat.engine.engine import Engine, generate
 from nanochat.engine.sampling import SamplingParams
-from nanochat.engine.tool_loop import ToolLoop
 from nanochat.evals.chat import show_parts, split_parts
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
+from nanochat.tools.calculator import calculate
 
 TEXT_PROMPTS = (
     "Once upon a time",
@@ -48,7 +48,7 @@ def sample_texts(
 ) -> tuple[Sample, ...]:
     """Continue documents. Prompts that leave no room in the context are cut to its last half."""
     ids = [[tokenizer.bos_id, *_cut(tokenizer.encode(prompt), model.config.context)] for prompt in prompts]
-    return _continue(model, tokenizer, prompts, ids, max_new_tokens, None)
+    return _continue(model, tokenizer, prompts, ids, max_new_tokens, has_tools=False)
 
 
 def sample_answers(
@@ -57,8 +57,7 @@ def sample_answers(
     """Answer questions with tools. Questions that leave no room in the context are left out."""
     rendered = [(prompt, render_prompt(tokenizer, Conversation((user(prompt),)))) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in rendered if len(ids) < model.config.context]
-    tools = ToolLoop.from_tokenizer(tokenizer)
-    return _continue(model, tokenizer, [prompt for prompt, _ in kept], [ids for _, ids in kept], max_new_tokens, tools)
+    return _continue(model, tokenizer, [prompt for prompt, _ in kept], [ids for _, ids in kept], max_new_tokens)
 
 
 def _cut(ids: list[int], context: int) -> list[int]:
@@ -71,13 +70,12 @@ def _continue(
     prompts: Sequence[str],
     ids: list[list[int]],
     max_new_tokens: int,
-    tools: ToolLoop | None,
+    has_tools: bool = True,
 ) -> tuple[Sample, ...]:
     if not ids:
         return ()
     context = min(model.config.context, max(map(len, ids)) + max_new_tokens)
-    eos = (tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id)
-    engine = Engine(model, num_slots=len(ids), max_context=context, tool_loop=tools, eos_ids=eos)
+    engine = Engine.for_chat(model, tokenizer, len(ids), context, tool=calculate if has_tools else None)
     answers = generate(engine, ids, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens))
     texts = (show_parts(split_parts(tokenizer, answer)) for answer in answers)
     return tuple(Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True))

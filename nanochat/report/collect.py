@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanochat.evals.scores import ScoreRecord, parse_score
 from nanochat.files import is_edited
 from nanochat.paths import RunPaths
 from nanochat.report.compression import KindReport, parse_compression
 from nanochat.report.practice import PracticeReport, collect_practice
-from nanochat.report.scores import ScoreReport, parse_score
-from nanochat.report.values import first_number, read_number, read_text
+from nanochat.values import first_number, read_number, read_text
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 """In the order in which they run; `rl` is shown only where it was started."""
@@ -65,7 +65,7 @@ class ReportData:
     settings: tuple[tuple[str, Any, str], ...] = ()
     """(dotted key, value, origin), in the order of the file."""
     stages: tuple[StageReport, ...] = ()
-    scores: tuple[ScoreReport, ...] = ()
+    scores: tuple[ScoreRecord, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -193,7 +193,7 @@ def _parse_sample(line: dict[str, Any]) -> Sample:
     return Sample(step if isinstance(step, int) else None, read_text(line.get("prompt")), read_text(line.get("text")))
 
 
-def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreReport, ...]:
+def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreRecord, ...]:
     scores = []
     paths = sorted(run.eval.glob("*.json")) if run.eval.is_dir() else []
     for path in paths:

@@ -2,10 +2,11 @@
 
 import math
 
+from nanochat.evals.scores import ScoreRecord
 from nanochat.report.collect import ReportData
+from nanochat.report.document import NOT_RUN
 from nanochat.report.markdown import escape, render_table
-from nanochat.report.scores import ScoreReport
-from nanochat.report.sections import NOT_RUN, NOTHING, Table, format_score, format_seconds, format_value
+from nanochat.report.tables import NOTHING, Table, format_score, format_seconds, format_value
 
 
 def render_comparison(first: ReportData, second: ReportData) -> str:
@@ -40,13 +41,13 @@ def scores_side_by_side(first: ReportData, second: ReportData) -> Table:
     return Table(("stage", "score", first.run, second.run, "difference"), rows, numeric=frozenset({2, 3, 4}))
 
 
-def _list_scores(data: ReportData) -> list[ScoreReport]:
+def _list_scores(data: ReportData) -> list[ScoreRecord]:
     """The scores, each mean of CORE followed by its tasks."""
     listed = []
     for score in data.scores:
         listed.append(score)
         listed += [
-            ScoreReport(score.stage, f"CORE: {task.label}", task.accuracy, True, total=task.total, stderr=task.stderr)
+            ScoreRecord(score.stage, f"CORE: {task.label}", task.accuracy, True, total=task.total, stderr=task.stderr)
             for task in score.core_tasks
         ]
     return listed
@@ -59,11 +60,11 @@ def times_side_by_side(first: ReportData, second: ReportData) -> Table:
     return Table(("stage", first.run, second.run), rows, numeric=frozenset({1, 2}))
 
 
-def _score(score: ScoreReport | None) -> str:
+def _score(score: ScoreRecord | None) -> str:
     return NOT_RUN if score is None else format_score(score)
 
 
-def _difference(left: ScoreReport | None, right: ScoreReport | None) -> str:
+def _difference(left: ScoreRecord | None, right: ScoreRecord | None) -> str:
     if left is None or right is None or left.value is None or right.value is None:
         return NOTHING
     change = right.value - left.value

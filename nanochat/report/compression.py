@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.report.values import read_count, read_number, read_table, read_tables, read_text
+from nanochat.values import read_count, read_number, read_table, read_tables, read_text
 
 
 @dataclass(frozen=True)

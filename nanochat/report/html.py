@@ -1,29 +1,23 @@
 """A report as one HTML file: inline style and SVG, no script, no request, light and dark. Everything is escaped."""
 
+from collections.abc import Iterable
 from html import escape
 
-from nanochat.report.collect import ReportData, StageReport
-from nanochat.report.plot import Series, plot_lines, smooth
-from nanochat.report.scores import ScoreReport
-from nanochat.report.sections import (
-    NOT_RUN,
-    Table,
-    core_table,
-    describe_core,
-    describe_isolation,
-    describe_stage,
-    fact_table,
-    format_score,
-    last_samples,
-    pass_table,
-    sample_gap,
-    score_table,
-    settings_table,
-    stage_facts,
-    stage_table,
-    stage_tables,
-    visible,
+from nanochat.report.collect import ReportData
+from nanochat.report.document import (
+    Answers,
+    Block,
+    Facts,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    SampleText,
+    build_document,
 )
+from nanochat.report.plot import plot_lines
+from nanochat.report.tables import Table
+from nanochat.text import escape_hidden
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6672; --line: #dfe3e8; --page: #ffffff; --panel: #f6f7f9;
@@ -37,7 +31,7 @@ h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 p { margin: .5rem 0; }
-.lead, .none, figcaption, summary small { color: var(--soft); }
+.lead, .none, figcaption, small { color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin-top: .75rem; font-size: .9rem; }
 a { color: var(--c0); }
 .scroll { overflow-x: auto; }
@@ -69,114 +63,78 @@ ul.problems { border-left: 3px solid var(--bad); padding: .25rem 0 .25rem 1.75re
 """
 
 
+VERDICTS = {True: ("right", "right"), False: ("wrong", "wrong"), None: ("none", "not graded")}
+"""Class and word of an answer."""
+
+
 def render_html(data: ReportData) -> str:
     """Write the whole page. The same data gives the same text."""
+    blocks = list(build_document(data))
     title = f"Run {_text(data.run)}"
-    links = [("stages", "Stages"), ("scores", "Scores")]
-    links += [(f"stage-{_text(stage.name)}", _text(stage.name)) for stage in data.stages]
-    links += [("settings", "Settings"), ("environment", "Environment")]
-    parts = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f"<title>{title} - nanochat</title>",
-        f"<style>{STYLE}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{title}</h1>",
-        f'<p class="lead">{_text(data.basis)}, nanochat {_text(data.version) or "of unknown version"}</p>',
-        "<nav>" + "".join(f'<a href="#{link}">{name}</a>' for link, name in links) + "</nav>",
-    ]
-    if data.problems:
-        problems = "".join(f"<li>{_text(problem)}</li>" for problem in data.problems)
-        parts += ["<h2>Left out</h2>", f'<ul class="problems">{problems}</ul>']
-    parts += ['<h2 id="stages">Stages</h2>', _table(stage_table(data)), '<h2 id="scores">Scores</h2>']
-    if data.scores:
-        parts.append(_table(score_table(data)))
-        parts += [f"<p>{_text(sentence)}</p>" for sentence in describe_isolation(data)]
-        if any(score.pass_at for score in data.scores):
-            parts += ["<h3>pass@k</h3>", _table(pass_table(data))]
-        parts += [*map(_core, data.scores), *map(_answers, data.scores)]
-    else:
-        parts.append(f'<p class="none">Evaluation: {NOT_RUN}.</p>')
-    parts += [_stage(stage) for stage in data.stages]
-    parts.append('<h2 id="settings">Settings</h2>')
-    if data.settings:
-        changed = sum(origin != "default" for _, _, origin in data.settings)
-        parts.append(_details(f"{len(data.settings)} settings <small>({changed} differ from the default)</small>",
-                              _table(settings_table(data))))  # fmt: skip
-    else:
-        parts.append('<p class="none">No settings are saved.</p>')
-    parts.append('<h2 id="environment">Environment</h2>')
-    parts.append(_table(fact_table(data.environment)) if data.environment else '<p class="none">Not recorded.</p>')
-    return "\n".join([*parts, "</body>", "</html>", ""])
+    anchored = [block for block in blocks if isinstance(block, Heading) and block.anchor]
+    links = "".join(
+        f'<a href="#{_text(block.anchor)}">{_text(block.text.removeprefix("Stage "))}</a>' for block in anchored
+    )
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{title} - nanochat</title>",
+            f"<style>{STYLE}</style>",
+            "</head>",
+            "<body>",
+            *_print(blocks[:2]),
+            f"<nav>{links}</nav>",
+            *_print(blocks[2:]),
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
 
 
-def _stage(stage: StageReport) -> str:
-    name = _text(stage.name)
-    parts = [f'<h2 id="stage-{name}">Stage {name}</h2>']
-    if stage.status == NOT_RUN:
-        return "\n".join([*parts, f'<p class="none">Stage {name}: {NOT_RUN}.</p>'])
-    curves = (Series("train loss", stage.train_loss, faint=True), Series("train loss", smooth(stage.train_loss)))
-    rewards = stage.practice.rewards
-    if rewards:  # the loss of a policy gradient says nothing
-        curves = (Series("right answers", rewards, faint=True), Series("right answers", smooth(rewards, 0.05)))
-    parts += [
-        _figure("Right answers in training (share)", plot_lines(curves, f"{stage.name}: right answers", "step"))
-        if rewards
-        else _figure("Training loss (nats per token)", plot_lines(curves, f"{stage.name}: train loss", "step")),
-        _figure(
-            "Validation (bits per byte)",
-            plot_lines((Series("val bpb", stage.val_bpb),), f"{stage.name}: validation bits per byte", "step"),
-        ),
-    ]
-    parts += [f"<p>{_text(sentence)}</p>" for sentence in describe_stage(stage)]
-    for title, table in stage_tables(stage):
-        parts += [f"<h3>{title}</h3>", _table(table)]
-    samples = last_samples(stage)
-    if samples:
-        parts.append("<h3>Samples</h3>")
-        step = samples[0].step
-        if step is not None:
-            parts.append(f'<p class="none">After step {step:,}; the prompt is in bold.</p>')
-        gap = sample_gap(stage)
-        for sample in samples:
-            parts.append(f'<pre class="sample"><b>{_text(sample.prompt)}</b>{gap}{_text(sample.text)}</pre>')
-    parts += [_details(title, _table(table)) for title, table in stage_facts(stage)]
-    return "\n".join(part for part in parts if part)
+def _print(blocks: Iterable[Block]) -> list[str]:
+    return [text for block in blocks if (text := _print_block(block))]
 
 
-def _core(score: ScoreReport) -> str:
-    if not score.core_tasks:
-        return ""
-    told = "\n".join(f"<p>{_text(sentence)}</p>" for sentence in describe_core(score))
-    return f"<h3>CORE tasks of {_text(score.stage)}</h3>\n{told}\n{_table(core_table(score))}"
+def _print_block(block: Block) -> str:
+    match block:
+        case Heading(level, text, anchor, _, note):
+            name = f' id="{_text(anchor)}"' if anchor else ""
+            return f"<h{level}{name}>{_text(text)}{_small(note)}</h{level}>"
+        case Paragraph(text, kind):
+            return f'<p class="{kind}">{_text(text)}</p>' if kind else f"<p>{_text(text)}</p>"
+        case Items(texts):
+            return f'<ul class="problems">{"".join(f"<li>{_text(text)}</li>" for text in texts)}</ul>'
+        case Table():
+            return _table(block)
+        case Figure(caption, title, curves):
+            svg = plot_lines(curves, title, "step")
+            return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" if svg else ""
+        case SampleText(prompt, text, gap):
+            return f'<pre class="sample"><b>{_text(prompt)}</b>{gap}{_text(text)}</pre>'
+        case Answers(title, value, answers):
+            shown = (
+                f'<div class="sample"><span class="{VERDICTS[answer.correct][0]}">{VERDICTS[answer.correct][1]}</span>'
+                f"<pre><b>{_text(answer.question)}</b>\n{_text(answer.answer)}</pre></div>"
+                for answer in answers
+            )
+            return _fold(f"Answers: {title}", value, "\n".join(shown))
+        case Facts(title, table, _, note):
+            return _fold(title, note, _table(table))
 
 
-def _answers(score: ScoreReport) -> str:
-    if not score.answers:
-        return ""
-    blocks = []
-    for answer in score.answers:
-        kind, word = {True: ("right", "right"), False: ("wrong", "wrong"), None: ("none", "not graded")}[answer.correct]
-        blocks.append(
-            f'<div class="sample"><span class="{kind}">{word}</span>'
-            f"<pre><b>{_text(answer.question)}</b>\n{_text(answer.answer)}</pre></div>"
-        )
-    title = f"Answers: {_text(score.stage)} {_text(score.name)} <small>{_text(format_score(score))}</small>"
-    return _details(title, "\n".join(blocks))
+def _small(note: str) -> str:
+    return f" <small>{_text(note)}</small>" if note else ""
 
 
-def _figure(caption: str, svg: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" if svg else ""
-
-
-def _details(summary: str, body: str) -> str:
-    """`summary` and `body` are HTML already."""
-    return f"<details><summary>{summary}</summary>\n{body}\n</details>"
+def _fold(title: str, note: str, body: str) -> str:
+    """Closed until it is wanted. body: HTML already."""
+    return f"<details><summary>{_text(title)}{_small(note)}</summary>\n{body}\n</details>"
 
 
 def _table(table: Table) -> str:
@@ -192,4 +150,4 @@ def _table(table: Table) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(visible(text), quote=True)
+    return escape(escape_hidden(text), quote=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat.report.values import parse_count, read_count, read_number
+from nanochat.values import parse_count, read_count, read_number
 
 MEANS = ("reward", "zero_variance", "truncated", "answer_tokens")
 MAX_ROWS = 12

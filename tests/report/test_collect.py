@@ -105,7 +105,8 @@ def test_reading_changes_no_file(run: RunPaths) -> None:
 
 
 def test_reports_load_no_torch() -> None:
-    modules = "collect, html, markdown, plot, sections"
-    code = f"import sys; from nanochat import machine; from nanochat.report import {modules}; machine.describe_environment(); "
+    modules = "collect, html, markdown, plot, tables"
+    code = f"import sys; from nanochat import machine; from nanochat.report import {modules}; "
+    code += "machine.describe_environment(); "
     code += "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS).returncode == 0

@@ -44,8 +44,8 @@ def test_markdown_shows_stages_scores_settings_and_samples(run: RunPaths) -> Non
     assert "| base | done | 4 | 8,192 | 5 min 12 s | 1,002 | - | 2.5000 | 1.2500 |" in text
     assert "| mid | unfinished | 1 | 4,096 | 7.0 s | - | - | 2.5000 | - |" in text
     assert "| total |  |  |  | 5 min 32 s |" in text
-    assert "| mid | letters | 75.0 % | 21.6 % | 4 | 3 | 1 |" in text
-    assert "| base | bpb | 1.2500 | - | - | - | - |" in text
+    assert "| letters | - | 75.0 % +- 21.6 | - | 4 | 1 |" in text
+    assert "| bpb | 1.2500 | - | - | - | - |" in text
     assert "| `base.matrix_lr` | `0.02` | --set |" in text
     assert "\n    Once upon a time\n" in text and "early" not in text
     assert "Stage sft: not run." in text
@@ -54,7 +54,7 @@ def test_markdown_shows_stages_scores_settings_and_samples(run: RunPaths) -> Non
 
 def test_html_shows_the_same_and_a_plot_for_each_curve(run: RunPaths) -> None:
     text = render_html(collect_report(run))
-    for piece in ("75.0 %", "21.6 %", "5 min 12 s", "<b>Once</b> upon a time", "Stage sft: not run.", "--set", "2.9.0"):
+    for piece in ("75.0 % +- 21.6", "5 min 12 s", "<b>Once</b> upon a time", "Stage sft: not run.", "--set", "2.9.0"):
         assert piece in text
     assert Outline(text).tags.count("svg") == 3  # train loss and bpb of base, train loss of mid
 

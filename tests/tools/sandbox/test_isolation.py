@@ -5,8 +5,8 @@ import pytest
 
 from nanochat.doctor.machine import check_sandbox
 from nanochat.errors import UsageError
-from nanochat.tools.sandbox import probe as isolations
 from nanochat.tools.sandbox import lockdown
+from nanochat.tools.sandbox import probe as isolations
 from nanochat.tools.sandbox.probe import Isolation, check_isolation, find_bubblewrap, measure_isolation
 
 strong = pytest.mark.skipif(measure_isolation().level != "strong", reason="this machine cannot close a process")

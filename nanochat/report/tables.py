@@ -1,17 +1,18 @@
 """The tables of a report as plain text cells: what Markdown and HTML have in common. Escapes nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.data.dataset import describe_repeats
+from nanochat.evals.scores import ScoreRecord
 from nanochat.report.collect import ReportData, StageReport, flatten
 from nanochat.report.compression import KindReport
 from nanochat.report.practice import PracticeReport
-from nanochat.report.scores import ScoreReport
-from nanochat.report.values import first_number
+from nanochat.values import first_number
 
-NOT_RUN = "not run"
 NOTHING = "-"
+COLUMNS = ("base", "mid", "sft")
+"""Stages whose scores always have a column; others have one if there is a score."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,36 @@ def find_loss(stage: StageReport) -> float | None:
     return first_number(stage.result.get("loss"), last)
 
 
-def score_table(data: ReportData) -> Table:
-    """Every score with its number of examples and its standard error."""
-    rows = tuple(
-        (
-            score.stage,
-            score.name,
-            format_score(score),
-            _format_rate(score.stderr, score.is_accuracy) or NOTHING,
-            NOTHING if score.total is None else f"{score.total:,}",
-            NOTHING if score.correct is None else f"{score.correct:,}",
-            f"{score.too_long:,}" if score.too_long else NOTHING,
+def score_table(scores: Sequence[ScoreRecord]) -> Table:
+    """A row for each score and a column for each stage, with standard errors; examples are those of the stages."""
+    stages = list(dict.fromkeys((*COLUMNS, *(score.stage for score in scores))))
+    by_name: dict[str, dict[str, ScoreRecord]] = {}
+    for score in scores:
+        by_name.setdefault(score.name, {})[score.stage] = score
+    rows = []
+    for name, found in sorted(by_name.items(), key=lambda item: (item[0] != "bpb", item[1].keys() != {"base"})):
+        totals = sorted({score.total for score in found.values() if score.total is not None})
+        too_long = max(score.too_long for score in found.values())
+        rows.append(
+            (
+                name,
+                *(_format_with_error(found[stage]) if stage in found else NOTHING for stage in stages),
+                " to ".join(f"{total:,}" for total in dict.fromkeys((*totals[:1], *totals[-1:]))) or NOTHING,
+                f"{too_long:,}" if too_long else NOTHING,
+            )
         )
-        for score in data.scores
-    )
-    header = ("stage", "score", "value", "std. error", "examples", "correct", "too long")
-    return Table(header, rows, numeric=frozenset(range(2, 7)))
+    header = ("score", *stages, "examples", "too long")
+    return Table(header, tuple(rows), numeric=frozenset(range(1, len(header))))
 
 
-def pass_table(data: ReportData) -> Table:
+def _format_with_error(score: ScoreRecord) -> str:
+    error = _format_rate(score.stderr, score.is_accuracy).removesuffix(" %")
+    return f"{format_score(score)} +- {error}" if error else format_score(score)
+
+
+def pass_table(scores: Sequence[ScoreRecord]) -> Table:
     """pass@k of the scores that have several answers to each question."""
-    scores = [score for score in data.scores if score.pass_at]
+    scores = [score for score in scores if score.pass_at]
     ks = sorted({k for score in scores for k, _ in score.pass_at})
     rows = tuple(
         (score.stage, score.name, f"{score.answers_each:,}", *(_format_share(dict(score.pass_at).get(k)) for k in ks))
@@ -93,7 +103,7 @@ def pass_table(data: ReportData) -> Table:
     return Table(header, rows, numeric=frozenset(range(2, len(header))))
 
 
-def core_table(score: ScoreReport) -> Table:
+def core_table(score: ScoreRecord) -> Table:
     """The tasks of CORE; "cut" counts prompts that lost their oldest tokens to the context."""
     rows = tuple(
         (
@@ -112,18 +122,6 @@ def core_table(score: ScoreReport) -> Table:
     )
     header = ("task", "kind", "shots", "questions", "accuracy", "std. error", "guessing", "centred", "cut", "too long")
     return Table(header, rows, numeric=frozenset(range(2, 10)))
-
-
-def describe_core(score: ScoreReport) -> list[str]:
-    """What to know about a CORE score beside its table, a sentence each."""
-    error = "" if score.stderr is None else f" +- {score.stderr:.4f}"
-    told = [f"{score.name}: {format_score(score)}{error}, the mean of the centred accuracies."]
-    if score.missing:
-        reasons = ", ".join(f"{label} ({why})" for label, why in score.missing)
-        told.append(f"Without {len(score.missing)} of the CORE tasks, so this is not CORE: {reasons}.")
-    if score.max_per_task:
-        told.append(f"At most {score.max_per_task:,} questions of a task.")
-    return told
 
 
 def _format_share(value: float | None) -> str:
@@ -146,13 +144,6 @@ def practice_table(practice: PracticeReport) -> Table:
     return Table(header, rows, numeric=frozenset(range(len(header))))
 
 
-def describe_stage(stage: StageReport) -> list[str]:
-    """What to know about a stage beside its tables, a sentence each."""
-    epochs = stage.result.get("epochs")
-    repeats = describe_repeats(epochs) if isinstance(epochs, int | float) else ""
-    return [f"{repeats[0].upper()}{repeats[1:]}."] if repeats else []
-
-
 def compression_table(kinds: tuple[KindReport, ...]) -> Table:
     """Bytes per token of each vocabulary on each kind of text."""
     names = list(dict.fromkeys(name for kind in kinds for name, _ in kind.ratios))
@@ -167,36 +158,18 @@ def compression_table(kinds: tuple[KindReport, ...]) -> Table:
     return Table(("bytes per token", "bytes", *names), rows, numeric=frozenset(range(1, len(names) + 2)))
 
 
-def stage_tables(stage: StageReport) -> list[tuple[str, Table]]:
-    """What was measured of a stage beside its losses."""
-    tables = [("Practice", practice_table(stage.practice)), ("Compression", compression_table(stage.compression))]
-    return [(title, table) for title, table in tables if table.rows]
-
-
-def describe_isolation(data: ReportData) -> list[str]:
-    """How the code that a model wrote was closed off, a sentence for each score of such code."""
-    return [f"Code of {score.stage} {score.name} ran in {score.isolation}." for score in data.scores if score.isolation]
-
-
 def settings_table(data: ReportData) -> Table:
     rows = tuple((key, format_value(value), origin) for key, value, origin in data.settings)
     return Table(("setting", "value", "from"), rows, code=frozenset({0, 1}))
 
 
-def fact_table(facts: dict[str, Any], omit: tuple[str, ...] = ()) -> Table:
+def fact_table(facts: dict[str, Any]) -> Table:
     """A plan, a result or the environment: dotted keys and values."""
-    kept = {key: value for key, value in facts.items() if key not in omit}
-    rows = tuple((key, format_value(value)) for key, value in flatten(kept))
+    rows = tuple((key, format_value(value)) for key, value in flatten(facts))
     return Table(("fact", "value"), rows, code=frozenset({0, 1}))
 
 
-def stage_facts(stage: StageReport) -> list[tuple[str, Table]]:
-    """The plan and the result of a stage, where there are such files."""
-    tables = [("Plan", fact_table(stage.plan)), ("Result", fact_table(stage.result, omit=("environment",)))]
-    return [(title, table) for title, table in tables if table.rows]
-
-
-def format_score(score: ScoreReport) -> str:
+def format_score(score: ScoreRecord) -> str:
     return _format_rate(score.value, score.is_accuracy) or "not graded"
 
 
@@ -241,36 +214,3 @@ def format_seconds(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def sample_gap(stage: StageReport) -> str:
-    """What stands between a prompt and its sample: base goes on with the text, later stages answer it."""
-    return "" if stage.name == "base" else "\n"
-
-
-def last_samples(stage: StageReport, limit: int = 8) -> tuple:
-    """The samples of the stage's last sampled step, at most `limit`."""
-    steps = [sample.step for sample in stage.samples if sample.step is not None]
-    if not steps:
-        return stage.samples[-limit:]
-    return tuple(sample for sample in stage.samples if sample.step == max(steps))[:limit]
-
-
-def visible(text: str) -> str:
-    """Make control characters and text-direction overrides visible, and keep line breaks and tabs.
-
-    >>> visible("a" + chr(27) + "[2Jb" + chr(0x202E))
-    'a\\\\x1b[2Jb\\\\u202e'
-    """
-    text = text.replace("\r\n", "\n")
-    return "".join(char if char in "\n\t" or not _is_hidden(ord(char)) else _escape(ord(char)) for char in text)
-
-
-def _is_hidden(code: int) -> bool:
-    if code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000:
-        return True
-    return code in (0x061C, 0x200E, 0x200F, 0x2028, 0x2029) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.report.values import (
+from nanochat.values import (
     first_number,
     parse_count,
     read_count,
@@ -15,7 +15,7 @@ from nanochat.report.values import (
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """One graded example of a chat task."""
 
     question: str
@@ -40,7 +40,7 @@ class CoreTaskReport:
 
 
 @dataclass(frozen=True)
-class ScoreReport:
+class ScoreRecord:
     """One score of one stage; `value` is an accuracy, or bits per byte or a mean where `is_accuracy` is False.
 
     pass_at: pass@k by k, of answers_each answers. core_tasks, missing, max_per_task: of CORE alone.
@@ -54,7 +54,7 @@ class ScoreReport:
     total: int | None = None
     stderr: float | None = None
     too_long: int = 0
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[SampledAnswer, ...] = ()
     answers_each: int = 1
     pass_at: tuple[tuple[int, float], ...] = ()
     core_tasks: tuple[CoreTaskReport, ...] = ()
@@ -64,7 +64,7 @@ class ScoreReport:
     """What closed off the code that was run for the score."""
 
 
-def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
+def parse_score(stem: str, value: dict[str, Any]) -> ScoreRecord:
     """`sft_letters.json` holds the score `letters` of stage `sft`; keys of the file win over its name."""
     stage, _, name = stem.partition("_")
     inner = value.get("score")
@@ -76,7 +76,7 @@ def parse_score(stem: str, value: dict[str, Any]) -> ScoreReport:
     accuracy = read_number(value.get("accuracy"))
     total, correct, too_long = (read_count(value.get(key)) for key in ("total", "correct", "too_long"))
     pass_at = [(parse_count(k), read_number(share)) for k, share in read_table(value.get("pass_at")).items()]
-    return ScoreReport(
+    return ScoreRecord(
         stage=read_text(value.get("stage")) or stage,
         name=_name_score(read_text(value.get("name")) or name or stem, value.get("tasks")),
         value=first_number(accuracy, bpb, value.get("value")),
@@ -128,7 +128,7 @@ def _parse_core_task(value: dict[str, Any]) -> CoreTaskReport:
     )
 
 
-def _parse_answer(value: dict[str, Any]) -> Answer:
+def _parse_answer(value: dict[str, Any]) -> SampledAnswer:
     verdict = value.get("correct")
     correct = verdict if isinstance(verdict, bool) else None
-    return Answer(read_text(value.get("question")), read_text(value.get("answer")), correct)
+    return SampledAnswer(read_text(value.get("question")), read_text(value.get("answer")), correct)
