@@ -116,7 +116,7 @@ def talk(invocation: Invocation, recorder: Recorder, plain: bool, models: Models
 
     if not invocation.color:
         switch_colors_off()
-    app = ChatApp(recorder, invocation.home / "chats", models, preferences, edit, take_typed(sys.stdin.fileno()))
+    app = ChatApp(recorder, invocation.home / "chats", models, preferences, edit, take_typed(sys.stdin))
     app.run()
     return app.return_code or 0
 

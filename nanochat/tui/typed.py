@@ -3,18 +3,20 @@
 import contextlib
 import os
 import termios
+from typing import TextIO
 
 from nanochat.text import plain_text
 
 MOST_BYTES = 65_536
 
 
-def take_typed(terminal: int) -> str:
-    """Text that waits in a terminal, also without an Enter; "" if nothing does. terminal: its descriptor.
+def take_typed(stream: TextIO) -> str:
+    """Text that waits in a terminal, also without an Enter; "" if nothing does, or the stream is none.
 
     A full screen that starts throws it away.
     """
     with contextlib.suppress(termios.error, OSError):
+        terminal = stream.fileno()
         before = termios.tcgetattr(terminal)
         now = termios.tcgetattr(terminal)
         now[3] &= ~(termios.ICANON | termios.ECHO)

@@ -169,7 +169,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_is_read_with_its_log(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     reader = ChatStore(tmp_path / "chats.db")
     assert [info.title for info in reader.list()] == ["Ducks?"]
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot be opened or written"):
         reader.create("")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
