@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -57,6 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
     torch.set_num_threads(NUM_THREADS)
+    hypothesis.settings.register_profile("untimed", deadline=None)  # a test asserts no time, nor does its library
+    hypothesis.settings.load_profile("untimed")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do children
     config.option.loadscopereorder = False  # of xdist, which otherwise begins with the files of most tests
 
