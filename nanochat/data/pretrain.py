@@ -33,7 +33,7 @@ VERSION = 3
 """Of cursors."""
 PREFETCHED_BATCHES = 4
 LAPS = 16
-"""Where documents are long: CONTRIBUTING.md says what that is worth."""
+"""Where documents are long: docs/decisions.md says what that is worth."""
 LONG_ROWS = 1.5
 """Rows that documents fill on average from which on they are long."""
 STRETCH_BYTES = 128_000_000
