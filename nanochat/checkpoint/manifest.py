@@ -1,7 +1,6 @@
-"""What a checkpoint folder must hold: its manifest, and every file as the manifest says.
+"""MANIFEST.json says whose a checkpoint is, and the size and SHA-256 of every other file.
 
-MANIFEST.json says whose checkpoint it is, and the size and SHA-256 of every other file. A file that is absent or
-altered is damage; one that the system does not let us read now is not. Knows no tensors.
+A file that is absent or altered is damage; one that the system does not let us read now is not. Knows no tensors.
 """
 
 import contextlib

@@ -35,8 +35,7 @@ def write_tensors(
 ) -> dict[str, int | str]:
     """Write tensors of any device, down to the disk; returns {"bytes": size, "sha256": hash} of the file.
 
-    metadata: what the header says of the file, for programs that want to know.
-    Raises OSError where the disk is full or fails, and KeyError for a dtype that the format does not know.
+    metadata: of the header. Raises OSError if the disk is full or fails, KeyError for a dtype that the format has not.
     """
     # The library's order: wide types first, so that each tensor is aligned; then by name.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))

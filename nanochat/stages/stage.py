@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 import nanochat
-from nanochat.checkpoint.checkpoint import Checkpoint, check_shared, latest_good, remove_stale, save_checkpoint
-from nanochat.checkpoint.retention import find_best
+from nanochat.checkpoint.checkpoint import (
+    Checkpoint,
+    check_shared,
+    find_best,
+    latest_good,
+    remove_stale,
+    save_checkpoint,
+)
 from nanochat.config.plan import StagePlan
 from nanochat.config.settings import TrainSettings
 from nanochat.errors import DataError, MissingError, NumericalError, StoppedError, UsageError
