@@ -31,7 +31,7 @@ from nanochat.stages.stage import Stage
 from nanochat.tasks.graded import build_graded
 from nanochat.tasks.task import Task
 from nanochat.training.loop import Pace
-from nanochat.training.rollout_files import RolloutFiles
+from nanochat.training.metrics import RolloutFiles
 
 
 @dataclass(frozen=True)
