@@ -20,3 +20,13 @@ def estimate_pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     for number in range(num_samples - num_right + 1, num_samples + 1):
         all_wrong *= 1 - k / number
     return 1 - all_wrong
+
+
+def list_ks(num_samples: int) -> list[int]:
+    """The k of pass@k that are worth a number: powers of two, and all answers.
+
+    >>> list_ks(1), list_ks(10)
+    ([1], [1, 2, 4, 8, 10])
+    """
+    powers = [2**power for power in range(num_samples.bit_length()) if 2**power < num_samples]
+    return [*powers, num_samples]

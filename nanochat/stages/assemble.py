@@ -107,6 +107,17 @@ def load_newest(
     return found, read[0]
 
 
+def find_source(job: Job, before: str) -> ModelPath:
+    """The last checkpoint of a finished stage. Raises MissingError if it is not finished."""
+    paths, name = job.run.stage(before), job.run.name
+    steps = paths.steps()
+    if not steps:
+        raise MissingError(f"run {name!r} has no {before} model to start from", f"nanochat train {before} --run {name}")
+    if not paths.result.is_file():
+        raise MissingError(f"{before} of run {name!r} is not finished (step {steps[-1]})", f"nanochat resume {name}")
+    return ModelPath(paths.checkpoint(steps[-1]), job.run, before, steps[-1])
+
+
 def suggest_whole(model_path: ModelPath) -> str:
     """The command to type if a checkpoint is damaged; "" for a bare folder."""
     if model_path.run is None:

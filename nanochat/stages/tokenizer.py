@@ -13,7 +13,6 @@ from nanochat.data.shards import iter_documents, load_manifest
 from nanochat.errors import DataError
 from nanochat.evals.compression import compare_vocabularies
 from nanochat.stages.dataset import open_dataset
-from nanochat.stages.display import Display
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, list_settings
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, check_pattern, train_tokenizer
@@ -22,12 +21,12 @@ COMPRESSION_CHARS = 1_000_000
 """Characters of validation text that the compression is measured on."""
 
 
-def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
+def run_tokenizer(job: Job) -> dict[str, Any]:
     """Train the run's tokenizer; the folder appears whole, its result.json included. Returns the result."""
     settings = job.settings.tokenizer
-    folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
+    folder = open_dataset(job.workspace, job.settings.data.dataset, job.say, job.world)
     dataset_hash = load_manifest(folder).hash
-    display.say(
+    job.say(
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
         f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
     )
@@ -46,10 +45,10 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
         settings.vocab_size,
         settings.pattern,
-        progress=lambda done: display.advance("tokenizer", done, num_merges, "merges"),
+        progress=lambda done: job.display.advance("tokenizer", done, num_merges, "merges"),
         kind=settings.kind,
     )
-    display.finish()
+    job.display.finish()
     seconds = time.perf_counter() - started
     ratio = measure_bytes_per_token(tokenizer, folder)
     result = {
@@ -68,17 +67,17 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
     }
     compression, _ = compare_vocabularies(job.run.name, tokenizer.encode, job.workspace.ranks)
     _save(job, tokenizer, result, compression)
-    display.say(
+    job.say(
         f"tokenizer: {tokenizer.vocab_size:,} tokens from {chars:,} characters in {seconds:.1f} s, "
         f"{ratio:.3f} bytes per token of validation text"
     )
     if doc_chars > settings.doc_cap:
-        display.say(
+        job.say(
             f"tokenizer.doc_cap = {settings.doc_cap:,} was raised to {doc_chars:,}: the text has too few documents for "
             f"tokenizer.train_chars = {settings.train_chars:,}"
         )
     if tokenizer.vocab_size != settings.vocab_size:
-        display.say(
+        job.say(
             f"tokenizer.vocab_size = {settings.vocab_size:,} is more than these {chars:,} characters give: "
             f"they have merges for {tokenizer.vocab_size:,} tokens"
         )

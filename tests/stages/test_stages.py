@@ -86,7 +86,7 @@ def test_the_tokenizer_of_a_worker_takes_its_share_of_the_cores(
 ) -> None:
     seen: list[tuple[int, str]] = []
 
-    def look(job, display) -> None:
+    def look(job) -> None:
         seen.append((open_tokenizer(job).num_threads, os.environ["RAYON_NUM_THREADS"]))
 
     monkeypatch.setitem(stages_main.RUN_STAGE, "base", look)
