@@ -61,9 +61,8 @@ def export_hf(
 ) -> Export:
     """Write the folder in one step and verify it before it gets its name; what stood there is replaced.
 
-    A base model has no chat template: it has not learnt conversations. dtype: of the weights. say: told if another
-    checkpoint takes the place of a damaged one. Raises what `load_newest` raises, CapacityError where the disk is full,
-    CheckError where what was written reads back as something else.
+    A base model gets no chat template: it has not learnt conversations. dtype: of the weights. Raises what
+    `load_newest` raises, CapacityError if the disk is full, CheckError if what was written reads back differently.
     """
     model_path, checkpoint = load_newest(model_path, say)
     name = str(model_path)
@@ -77,10 +76,10 @@ def export_hf(
     stage = model_path.stage or read_manifest(model_path.checkpoint).get("stage")
     is_chat = stage != "base"
     texts = {
-        "config.json": _dump(_describe_model(config, tokenizer, dtype, is_chat)),
-        "generation_config.json": _dump(_describe_generation(tokenizer, is_chat)),
+        "config.json": json.dumps(_describe_model(config, tokenizer, dtype, is_chat), indent=2),
+        "generation_config.json": json.dumps(_describe_generation(tokenizer, is_chat), indent=2),
         "tokenizer.json": build_exported(tokenizer.merges, tokenizer.pattern, tokenizer.special_ids).to_str(),
-        "tokenizer_config.json": _dump(build_tokenizer_config(config.context, is_chat)),
+        "tokenizer_config.json": json.dumps(build_tokenizer_config(config.context, is_chat), indent=2),
     }
     metadata = {"format": "pt", "model": name, "nanochat": __version__, "tokenizer_sha256": tokenizer.hash}
     needed = sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES
@@ -139,10 +138,6 @@ def _describe_generation(tokenizer: Tokenizer, is_chat: bool) -> dict[str, Any]:
     if is_chat:
         values |= {"do_sample": True, "temperature": CHAT_SAMPLING.temperature, "top_k": CHAT_SAMPLING.top_k}
     return values
-
-
-def _dump(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2)
 
 
 def _describe_damage(path: Path, what: str) -> CheckError:

@@ -1,12 +1,8 @@
-"""`batch.device_batch_size = "auto"`: the most rows of a device that fit, found once and kept in the run.
+"""What fits into memory: the rows of a device that `batch.device_batch_size = "auto"` means; what to do if it ran out.
 
-On CUDA by trial: forward and backward of a model like the one to train, with the loss that training uses (compiled
-where training is: its kernels are kept on disk, so that of the chosen shape are not lost), beside as much memory as the
-optimizer will hold. The first trial is what the plan's estimate says; the model, its random state and its optimizer do
-not exist yet and cannot be disturbed.
-
-Elsewhere by the estimate alone, within half of the available memory: a system that runs out of memory kills processes
-instead of raising. And never more than CPU_TOKENS: beyond them a CPU is no faster, only later with the first line.
+On CUDA by trial: forward and backward of a model like the one to train, with the loss that training uses, beside as
+much memory as the optimizer will hold; the model itself does not exist yet and cannot be disturbed. The first trial is
+what the estimate says. Elsewhere by the estimate alone: a system that runs out of memory kills instead of raising.
 """
 
 import contextlib
@@ -16,7 +12,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -28,7 +24,7 @@ from nanochat.device_memory import is_memory_error, peak_memory_bytes, read_memo
 from nanochat.errors import CapacityError, NanochatError
 from nanochat.files import write_atomically
 from nanochat.model.config import GPTConfig
-from nanochat.paths import StagePaths
+from nanochat.paths import TRAIN_STAGES, StagePaths
 from nanochat.runtime import World, deterministic_kernels, name_device
 from nanochat.stages.assemble import build_model
 from nanochat.stages.computing import compile_loss, describe_circumstances, plan_step, suggest_gpus, suggest_smaller
@@ -65,7 +61,7 @@ def fit_batch(job: Job, stage: Stage, config: GPTConfig) -> Job:
         return job.with_settings("batch", device_batch_size=rows)
     world, paths = job.world, job.run.stage(stage)
     total_tokens, name = plan_total_tokens(job.settings, stage)
-    divide_batch(name, total_tokens, 1, config.context, world.world_size)
+    divide_batch(name, total_tokens, 1, config.context, world.world_size)  # raises if no number of rows does
     conditions = {
         "world_size": world.world_size,
         "device": name_device(world.device),
@@ -114,6 +110,7 @@ def _find_fit(job: Job, config: GPTConfig, total_tokens: int, conditions: dict[s
     world.barrier()  # the first collective: what NCCL takes for itself is taken now
     memory = read_memory(world.device)
     if not can_try(world.device):
+        # Never more than CPU_TOKENS: beyond them a CPU is no faster, only later with the first line.
         free = world.smallest(memory.free // world.local_world_size)
         few = [rows for rows in candidates if rows * context <= CPU_TOKENS] or candidates[:1]
         rows = choose_rows(few, config, world.world_size, CPU_SHARE * free, **describe_circumstances(job))
@@ -159,11 +156,10 @@ def find_rows(
 ) -> tuple[int | None, int, int | None]:
     """The last of the candidates, fewest rows first, that fits on every rank; the number of trials; its largest peak.
 
-    measure: the peak of a trial in bytes, None where memory ran out; it communicates with nobody. limit_bytes: of this
+    measure: the peak of a trial in bytes, None if memory ran out; it communicates with nobody. limit_bytes: of this
     rank. Starts at guess and asks its neighbours, but no further than that MAX_PROBES trials settle the rest, so the
     answer is exact for up to 2 ** MAX_PROBES - 1 candidates (of more, evenly spaced ones are tried). No trial is made
-    where a smaller one fitted and what more rows are planned to need cannot fit.
-
+    if a smaller one fitted and what more rows are planned to need cannot fit.
     Collective: every rank calls this, with the same candidates, guess and plan.
     """
     candidates = candidates[:: math.ceil(len(candidates) / (2**MAX_PROBES - 1))]
@@ -255,20 +251,21 @@ def memory_errors(job: Job, stage: str) -> Iterator[None]:
 
 
 def _explain(job: Job, stage: str) -> CapacityError:
-    parts = [_describe_device(job)]
-    if stage not in ("base", "mid", "sft", "rl"):
-        return CapacityError(f"out of memory in {stage}: {parts[0]}", _suggest_other(job, stage))
-    config = plan_model(job.settings)
-    rows = _find_rows(job, stage, config.context)
-    what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
+    if stage not in TRAIN_STAGES:
+        return CapacityError(f"out of memory in {stage}: {_describe_device(job)}", _suggest_other(job, stage))
+    name, config = cast(Stage, stage), plan_model(job.settings)
+    rows, _ = divide_rows(job, name, config.context)
+    if rows == "auto":
+        found = read_fit(job.run.stage(name))
+        rows = found.rows if found else 1  # not found yet: the bare model did not fit
     plan = plan_step(job, config, rows)
-    parts.append(
-        f"planned: {format_size(plan.total)} = "
-        + ", ".join(f"{name} {format_size(size)}" for name, size in plan.parts.items())
-    )
+    sizes = ", ".join(f"{part} {format_size(size)}" for part, size in plan.parts.items())
+    parts = [_describe_device(job), f"planned: {format_size(plan.total)} = {sizes}"]
     if rows == 1:
         parts.append("one row is the least: it takes a shorter context, a smaller depth or a larger device")
-    return CapacityError(f"out of memory in {stage} ({what}); {'; '.join(parts)}", _suggest(job, stage, rows, config))
+    what = f"{rows} row{'s' if rows > 1 else ''} of {config.context:,} tokens, depth {config.n_layer}"
+    hint = _suggest(job, name, rows, config.context)
+    return CapacityError(f"out of memory in {stage} ({what}); {'; '.join(parts)}", hint)
 
 
 def _describe_device(job: Job) -> str:
@@ -283,22 +280,12 @@ def _describe_device(job: Job) -> str:
     return f"{text}: this process holds {format_size(memory.own)}, {format_size(memory.free)} are free"
 
 
-def _find_rows(job: Job, stage: Stage, context: int) -> int:
-    """Rows that the stage trains with; 1 where `auto` has not found them yet: then the bare model did not fit."""
-    rows, _ = divide_rows(job, stage, context)
-    if rows != "auto":
-        return rows
-    found = read_fit(job.run.stage(stage))
-    return found.rows if found is not None else 1
-
-
-def _suggest(job: Job, stage: Stage, rows: int, config: GPTConfig) -> str:
-    """Fewer rows, the same step; where there are none, a new run with less context."""
+def _suggest(job: Job, stage: Stage, rows: int, context: int) -> str:
+    """Fewer rows, the same step; if there are none, a new run with less context."""
     total_tokens, _ = plan_total_tokens(job.settings, stage)
-    candidates = list_rows(total_tokens, config.context, job.world.world_size)
-    fewer = [n for n in candidates if n < rows]
+    fewer = [n for n in list_rows(total_tokens, context, job.world.world_size) if n < rows]
     if not fewer:
-        return suggest_smaller(job, config.context)
+        return suggest_smaller(job, context)
     fewer_rows = f"--set batch.device_batch_size={fewer[-1]}"
     if job.run.stage(stage).steps():
         return f"{job.resume_command} {fewer_rows}"
