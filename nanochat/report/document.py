@@ -25,6 +25,7 @@ from nanochat.report.tables import (
 
 NOT_RUN = "not run"
 MAX_SAMPLES = 8
+VERDICTS = {True: "right", False: "wrong", None: "not graded"}
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Load a model for inference with its tokenizer; the dict is the checkpoint's meta.
 
-    dtype: what the model computes in, and the type of its weights. Raises DataError where the checkpoint is corrupt or
-    was trained with another tokenizer than the one that lies there.
+    dtype: of its computing and of its weights. Raises DataError if the checkpoint is corrupt or was trained with
+    another tokenizer than the one that is there.
     """
     checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
     return assemble_model(model_path, checkpoint, device, dtype, kind)
@@ -60,7 +60,7 @@ def load_model(
 def assemble_model(
     model_path: ModelPath, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: str | None = None
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """load_model, of a checkpoint that is read already."""
+    """load_model, of a checkpoint that has been read."""
     tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
     check_tokenizer(checkpoint.meta, tokenizer, str(model_path))
     model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype, weights_dtype=dtype)

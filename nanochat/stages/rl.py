@@ -83,11 +83,9 @@ class Practice(Stage):
         self.task, self.test = (build_graded(options.task, split, folder=folder) for split in ("train", "test"))
         numbers = find_fitting(self.task, self.tokenizer, context)
         if not numbers:
-            raise DataError(
-                f"none of the {self.task.num_examples():,} questions of {options.task} fits the context of {context} "
-                "tokens",
-                "nanochat run --run NAME --set model.context=...  # a new run with a longer one",
-            )
+            count = f"none of the {self.task.num_examples():,} questions of {options.task}"
+            hint = "nanochat run --run NAME --set model.context=...  # a new run with a longer one"
+            raise DataError(f"{count} fits the context of {context} tokens", hint)
         fitting = find_fitting(self.test, self.tokenizer, context)
         self.tested = [fitting[place] for place in spread_indices(len(fitting), options.eval_questions)]
         self.fit_rows()
@@ -99,9 +97,8 @@ class Practice(Stage):
         self.facts: dict[str, Any] = {}
         self.watch = Watch(options)
         self.data_hash = self.task.content_hash()
-        self.notes = [
-            f"rewards of {options.task}: {len(numbers):,} training questions, {len(self.tested)} test questions"
-        ]
+        counts = f"{len(numbers):,} training questions, {len(self.tested)} test questions"
+        self.notes = [f"rewards of {options.task}: {counts}"]
         if self.num_left_out:
             self.notes.append(f"{self.num_left_out:,} questions are left out: longer than the context")
 

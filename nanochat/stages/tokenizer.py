@@ -12,6 +12,7 @@ from nanochat.checkpoint.checkpoint import TEMPORARY
 from nanochat.data.shards import iter_documents, load_manifest
 from nanochat.errors import DataError
 from nanochat.evals.compression import compare_vocabularies
+from nanochat.files import write_text
 from nanochat.stages.dataset import open_dataset
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, list_settings
 from nanochat.stages.job import Job
@@ -24,11 +25,12 @@ COMPRESSION_CHARS = 1_000_000
 def run_tokenizer(job: Job) -> dict[str, Any]:
     """Train the run's tokenizer; the folder appears whole, its result.json included. Returns the result."""
     settings = job.settings.tokenizer
-    folder = open_dataset(job.workspace, job.settings.data.dataset, job.say, job.world)
+    dataset = job.settings.data.dataset
+    folder = open_dataset(job.workspace, dataset, job.say, job.world)
     dataset_hash = load_manifest(folder).hash
     job.say(
-        f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
-        f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
+        f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of {dataset}, at "
+        f"first {settings.doc_cap:,} of each document"
     )
     check_pattern(settings.pattern)
     num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
@@ -61,7 +63,7 @@ def run_tokenizer(job: Job) -> dict[str, Any]:
         "bytes_per_token": ratio,
         "seconds": round(seconds, 3),
         "tokenizer_hash": tokenizer.hash,
-        "dataset": job.settings.data.dataset,
+        "dataset": dataset,
         "dataset_hash": dataset_hash,
         "nanochat_version": nanochat.__version__,
     }
@@ -127,10 +129,10 @@ def _save(job: Job, tokenizer: Tokenizer, result: dict[str, Any], compression: d
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(temporary)
-    (temporary / job.run.compression.name).write_text(json.dumps(compression, indent=1) + "\n", encoding="utf-8")
     inputs = Inputs(list_settings("tokenizer", job.settings), hash_data("tokenizer", job.settings, job.workspace))
-    (temporary / "inputs.json").write_text(dump_inputs(inputs) + "\n", encoding="utf-8")
-    (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(temporary / job.run.compression.name, json.dumps(compression, indent=1))
+    write_text(temporary / "inputs.json", dump_inputs(inputs))
+    write_text(temporary / "result.json", json.dumps(result, indent=1))
     if final.exists():
         final.rename(old)
     temporary.rename(final)
