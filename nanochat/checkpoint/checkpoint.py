@@ -263,7 +263,7 @@ def _do_on_main(world: World, folder: Path, work: Callable[[], T]) -> T:
 
 
 def _list_steps(stage: StagePaths) -> list[int]:
-    """The steps that have a checkpoint. Raises UnreadableError where the folder cannot be listed: it is not empty."""
+    """The steps that have a checkpoint. Raises UnreadableError if the folder cannot be listed: it is not empty."""
     with read_errors(stage.checkpoints):
         if is_folder(stage.checkpoints):
             os.listdir(stage.checkpoints)  # a glob passes over what it may not read

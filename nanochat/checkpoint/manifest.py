@@ -40,7 +40,7 @@ def name_optimizer(rank: int, world_size: int) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there. Raises OSError where the system does not say, which Path.is_dir takes for a no."""
+    """Whether a folder is there. Raises OSError if the system does not say, which Path.is_dir takes for a no."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -59,7 +59,7 @@ def read_errors(path: Path, folder: Path | None = None) -> Iterator[None]:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest. Raises DataError where it is absent, altered or that of another step."""
+    """The manifest. Raises DataError if it is absent, altered or that of another step."""
     path, hint = folder / MANIFEST, "nanochat runs ls"
     try:
         with read_errors(path, folder):

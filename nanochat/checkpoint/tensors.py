@@ -1,6 +1,6 @@
 """The writer of safetensors files: one tensor in memory at a time, hashed while it is written.
 
-The library's own writer wants all tensors in CPU memory at once, and writes in ways that differ between its versions
+The library's own writer needs all tensors in CPU memory at once, and writes in ways that differ between its versions
 (through a memory map a full disk would be a signal, not an error). Knows neither checkpoints nor runs.
 Source: the format, https://github.com/huggingface/safetensors#format.
 """

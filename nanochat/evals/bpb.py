@@ -26,7 +26,7 @@ class Bits:
 
     @property
     def bpb(self) -> float:
-        """Bits per byte. Raises ValueError where no byte was scored."""
+        """Bits per byte. Raises ValueError if no byte was scored."""
         if self.num_bytes == 0:
             raise ValueError("no token with bytes was scored: there is no validation text")
         return self.bits / self.num_bytes

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanochat.conversation import Conversation, Part, PartKind, hash_conversations
+from nanochat.conversation import Conversation, Message, Part, PartKind, hash_conversations
 from nanochat.engine.engine import Completion, Engine, complete
 from nanochat.engine.sampling import SamplingParams
 from nanochat.evals.passk import estimate_pass_at_k, list_ks
@@ -134,7 +134,7 @@ def evaluate_chat(
         with_tool = sum(any(answer.forced) for answer in written)
         answers = [split_parts(tokenizer, answer.text_ids) for answer in written]
     repeated = [conversations[place] for place in fitting for _ in range(answers_each)]
-    texts = ["".join(part.text for part in parts if part.kind == "text") for parts in answers]
+    texts = [Message("assistant", parts).text for parts in answers]
     verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
     graded: list[Sequence[bool | None]] = [[False] * answers_each for _ in conversations]
     shown = [
@@ -253,7 +253,7 @@ def estimate_mean_error(scores: Sequence[Score]) -> float | None:
 
 
 def average_centred(scores: Sequence[Score]) -> float | None:
-    """ChatCORE: the mean of the centred accuracies of graded tasks; None where there is none."""
+    """ChatCORE: the mean of the centred accuracies of graded tasks; None if there is none."""
     values = [score.centred for score in scores if score.centred is not None]
     return sum(values) / len(values) if values else None
 
@@ -270,7 +270,7 @@ def spread_indices(num_examples: int, limit: int | None) -> list[int]:
 
 
 def without_answer(conversation: Conversation) -> Conversation:
-    """The conversation without its last message, the right answer. Raises ValueError where there is none."""
+    """The conversation without its last message, the right answer. Raises ValueError if there is none."""
     if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
         raise ValueError("an example ends with a message of the assistant: its right answer")
     return Conversation(conversation.messages[:-1])

@@ -102,7 +102,7 @@ def compare_vocabularies(name: str, encode: Encode, folder: Path) -> tuple[dict[
 def load_ranks(path: Path, pattern: str) -> Encode:
     """The encoder of a rank file: a line is a token in base64 and its rank.
 
-    Raises DataError where there is none or it is damaged.
+    Raises DataError if there is none or it is damaged.
     """
     import tiktoken
 

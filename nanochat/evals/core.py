@@ -35,7 +35,7 @@ token takes 1.4 to 2 times as long in passes of 16,384 as in passes of 1,024."""
 class Prediction:
     """What the model made of one item.
 
-    chosen: the option with the lowest mean loss; None where the item is too long for the context, which is wrong. For
+    chosen: the option with the lowest mean loss; None if the item is too long for the context, which is wrong. For
     language modelling 0 where every token was the most likely one, else -1. losses: nats per scored token of each
     option. num_dropped: oldest tokens that were left out.
     """
@@ -132,7 +132,7 @@ def evaluate_core_task(
     """Score a model on at most `max_examples` items, spread evenly over the task; the predictions in their order.
 
     seed: of the few-shot examples. batch_tokens: at most so many tokens a pass; changes nothing but speed and memory.
-    progress(done, all) is told this rank's items. Raises NumericalError where the model is broken.
+    progress(done, all) is told this rank's items. Raises NumericalError if the model is broken.
     Collective with a `world`: rank r answers items r, r + n, ...; every rank returns all predictions.
     """
     picked = spread_indices(len(items), max_examples)
@@ -185,7 +185,9 @@ def _score_questions(
     budget = budget if batch_tokens is None else min(batch_tokens, budget)
     pending: dict[int, dict[int, Answer]] = {place: {} for place, question in enumerate(questions) if question.trees}
     trees = [(place, tree) for place in pending for tree in questions[place].trees]
-    for batch in plan_batches([_measure(tree) for _, tree in trees], budget):
+    # The last token of a tail is only predicted.
+    sizes = [(len(tree.prefix), sum(len(tail) - 1 for tail in tree.tails)) for _, tree in trees]
+    for batch in plan_batches(sizes, budget):
         answers = score_trees([trees[number][1] for number in batch], model, padding, device)
         for number, answer in zip(batch, answers, strict=True):
             place = trees[number][0]
@@ -195,13 +197,10 @@ def _score_questions(
                 yield place, ([x for losses, _ in parts for x in losses], [x for _, hits in parts for x in hits])
 
 
-def _measure(tree: Tree) -> tuple[int, int]:
-    """Tokens of the prefix and of the tails that the model reads: the last token of a tail is only predicted."""
-    return len(tree.prefix), sum(len(tail) - 1 for tail in tree.tails)
-
-
 def plan_batches(sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
     """Numbers of rows to compute together: alike in length, longest first, at most `budget` padded tokens, or one row.
+
+    sizes: tokens of the prefix and of the tails of each row.
 
     >>> plan_batches([(2, 0), (9, 1), (3, 0), (3, 1)], 8)
     [[1], [3, 2], [0]]

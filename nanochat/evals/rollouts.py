@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanochat.conversation import Message
 from nanochat.engine.sampling import SamplingParams
 from nanochat.evals.chat import Progress, generate_answers, show_parts, split_parts, without_answer
 from nanochat.evals.passk import estimate_pass_at_k, list_ks
@@ -118,7 +119,7 @@ def _answer(
         rollouts = []
         for answer in answers[row * plan.num_samples : (row + 1) * plan.num_samples]:
             parts = split_parts(tokenizer, answer.ids)
-            said = "".join(part.text for part in parts if part.kind == "text")
+            said = Message("assistant", parts).text
             rollouts.append(
                 Rollout(
                     ids=[*prompts[row], *answer.ids],

@@ -93,7 +93,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose models, with commas (default: the furthest)"
     )
     parser.add_argument("--score", default="all", help="evaluate: bpb, core, chat, several with commas, or all")
-    parser.add_argument("--keep-finished", action="store_true", help="evaluate: go on with an interrupted one")
+    parser.add_argument("--keep-finished", action="store_true", help="evaluate: continue an interrupted one")
     parser.add_argument("--log-samples", action="store_true", help="evaluate: also write every prediction of CORE")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"

@@ -140,7 +140,7 @@ def build_model(
 
 
 def load_weights(model: GPT, tensors: dict[str, torch.Tensor], name: str, assign: bool = False) -> None:
-    """Fill a model. Raises DataError where the tensors are not this model's. assign: take them, without a copy."""
+    """Fill a model. Raises DataError if the tensors are not this model's. assign: take them, without a copy."""
     try:
         model.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:
@@ -159,7 +159,7 @@ def read_config(meta: dict[str, Any], name: str) -> GPTConfig:
 
 
 def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer, name: str) -> None:
-    """Raise DataError where a checkpoint was trained with another tokenizer."""
+    """Raise DataError if a checkpoint was trained with another tokenizer."""
     trained_with = str(meta.get("tokenizer_hash"))
     if trained_with != tokenizer.hash:
         raise DataError(
@@ -170,8 +170,8 @@ def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer, name: str) -> No
 
 def build_session(
     model_path: ModelPath,
-    device_wish: str = "auto",
-    dtype_wish: str = "auto",
+    device_name: str = "auto",
+    dtype_name: str = "auto",
     *,
     params: SamplingParams = CHAT_SAMPLING,
     system: str = "",
@@ -179,8 +179,8 @@ def build_session(
     say: Callable[[str], None] = lambda text: None,
 ) -> ChatSession:
     """A conversation with a trained model, for every face. say: told if another checkpoint takes its place."""
-    device = pick_device(device_wish)
-    dtype, _ = pick_dtype(dtype_wish, device)
+    device = pick_device(device_name)
+    dtype, _ = pick_dtype(dtype_name, device)
     found, checkpoint = load_newest(model_path, say)
     model, tokenizer, _ = assemble_model(found, checkpoint, device, dtype)
     return ChatSession(model, tokenizer, name=str(found), params=params, system=system, stop_strings=stop_strings)

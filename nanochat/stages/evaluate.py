@@ -147,11 +147,8 @@ def _score_chat_task(job: Job, subject: Subject, name: str, task: Task, keep_fin
         task,
         subject.model,
         subject.tokenizer,
-        max_examples=options.max_examples,
+        **list_measured(options),
         batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        answers_each=options.answers_each,
-        temperature=options.temperature,
         seed=job.settings.runtime.seed,
         world=job.world,
         progress=lambda done, total: job.advance(task.name, done, total, "answers"),
@@ -172,7 +169,7 @@ def _score_chat_task(job: Job, subject: Subject, name: str, task: Task, keep_fin
 
 
 def list_measured(options: EvalSettings) -> dict[str, Any]:
-    """The settings that the score of a chat task depends on."""
+    """The settings that the score of a chat task depends on, as `evaluate_chat` takes them."""
     return options.model_dump(include={"max_examples", "max_new_tokens", "answers_each", "temperature"})
 
 

@@ -96,7 +96,7 @@ def export_hf(
 
 
 def verify_weights(path: Path, sha256: str, tensors: dict[str, Tensor]) -> None:
-    """Raise CheckError where a file is not what was written, or is read as other tensors."""
+    """Raise CheckError if a file is not what was written, or is read as other tensors."""
     if hash_file(path) != sha256:
         raise _describe_damage(path, "its SHA-256 is not that of what was written")
     try:
@@ -111,7 +111,7 @@ def verify_weights(path: Path, sha256: str, tensors: dict[str, Tensor]) -> None:
 
 
 def verify_texts(folder: Path, texts: dict[str, str], tokenizer: Tokenizer) -> None:
-    """Raise CheckError where a text is not what was written, or the tokenizer gives other ids than ours."""
+    """Raise CheckError if a text is not what was written, or the tokenizer gives other ids than ours."""
     for name, text in texts.items():
         if (folder / name).read_text(encoding="utf-8") != text + "\n":
             raise _describe_damage(folder / name, "it is not what was written")

@@ -39,7 +39,7 @@ SURE_SHARE = 0.75  # of the memory that more rows are planned to need: what they
 
 @dataclass(frozen=True)
 class Fit:
-    """The answer. conditions: what it holds for. peak_bytes: of the trial that fitted; None where none was made."""
+    """The answer. conditions: what it holds for. peak_bytes: of the trial that fitted; None if none was made."""
 
     rows: int
     num_probes: int
@@ -51,7 +51,7 @@ class Fit:
 def fit_batch(job: Job, stage: Stage, config: GPTConfig) -> Job:
     """The job of a stage with a number of rows that divides its step; says how it was found, or that it was kept.
 
-    Collective: every rank calls this. Raises UsageError where no number of rows divides the step, and
+    Collective: every rank calls this. Raises UsageError if no number of rows divides the step, and
     CapacityError where not even one row fits.
     """
     if job.settings.batch.device_batch_size != "auto":
@@ -97,7 +97,7 @@ def can_try(device: torch.device) -> bool:
 
 
 def read_fit(paths: StagePaths) -> Fit | None:
-    """What was found for a stage before; None where nothing was or it cannot be read."""
+    """What was found for a stage before; None if nothing was or it cannot be read."""
     try:
         return Fit(**json.loads((paths.root / "batch.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -198,7 +198,7 @@ class _Probe:
         self.optimizer = torch.zeros(states, dtype=torch.uint8, device=self.device)
 
     def __call__(self, rows: int) -> int | None:
-        """Peak bytes that the allocator holds during a step of this many rows; None where memory ran out."""
+        """Peak bytes that the allocator holds during a step of this many rows; None if memory ran out."""
         self.job.progress(0, f"trying {rows} rows")
         self._clear()
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -13,7 +13,7 @@ HOLD = ".evaluating"
 
 
 def find_holder(run: RunPaths) -> str:
-    """The id of the process that holds the run's lock; "" where none does. Leaves the lock as it is."""
+    """The id of the process that holds the run's lock; "" if none does. Leaves the lock as it is."""
     try:
         with run.lock.open("r", encoding="utf-8") as file:
             if not try_lock(file, shared=True):
@@ -32,7 +32,7 @@ def name_holder(run: RunPaths, holder: str) -> UsageError:
 
 @contextmanager
 def hold_run(run: RunPaths) -> Iterator[None]:
-    """Keep a run from being removed; any number of processes may, and training goes on beside them."""
+    """Keep a run from being removed; any number of processes may, and training continues beside them."""
     with ExitStack() as stack:
         with suppress(OSError):  # no locks here, or nothing may be written
             try_lock(stack.enter_context((run.root / HOLD).open("a+", encoding="utf-8")), shared=True)
@@ -40,7 +40,7 @@ def hold_run(run: RunPaths) -> Iterator[None]:
 
 
 def check_unused(run: RunPaths) -> None:
-    """Raise UsageError where an evaluation reads the run."""
+    """Raise UsageError if an evaluation reads the run."""
     try:
         with (run.root / HOLD).open("r", encoding="utf-8") as file:
             is_unused = try_lock(file)

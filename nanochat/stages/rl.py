@@ -60,8 +60,8 @@ class Practice(Stage):
     """Practise on rl.task, starting from the sft model.
 
     The questions follow from the seed and the step alone, and so do the random numbers of sampling: a resumed run asks
-    and answers the same, bit for bit. Raises MissingError where sft is not done, UsageError where the task gives no
-    rewards, and CheckError where the model never succeeds before the first step.
+    and answers the same, bit for bit. Raises MissingError if sft is not done, UsageError if the task gives no
+    rewards, and CheckError if the model never succeeds before the first step.
     """
 
     scored_by = "pass_at_1"
@@ -218,10 +218,7 @@ class Practice(Stage):
         }
 
     def check_signal(self) -> None:
-        """Raise CheckError where the model answers no training question right.
-
-        Says so where there is as little to learn because every answer is right.
-        """
+        """Raise CheckError if the model answers no training question right; say so if it answers all of them right."""
         options, name = self.options, self.job.run.name
         numbers = self.questions.order(-1)[: options.check_questions]
         groups = self.sample_groups(self.task, numbers, self.plan_sampling("check"), "check")

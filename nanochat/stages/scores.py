@@ -32,7 +32,7 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated. about: what every score says of it, for someone who wants the same number again."""
+    """What is evaluated. about: what every score says of it, so that the same number can be had again."""
 
     path: ModelPath
     model: GPT
@@ -74,7 +74,7 @@ def hash_code() -> str:
 
 
 def identify(subject: Subject, **what: Any) -> str:
-    """The hash of everything that a score hangs on. what: its data and the settings that change it."""
+    """The hash of everything that a score depends on. what: its data and the settings that change it."""
     keys = ("model_sha256", "tokenizer_hash", "code_sha256", "device", "dtype", "seed", "stage", "step")
     whole = {key: subject.about[key] for key in keys} | what
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

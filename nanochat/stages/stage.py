@@ -123,7 +123,7 @@ class Stage(Training):
 
     @abstractmethod
     def measure(self) -> dict[str, Any] | None:
-        """What measuring the model finds, for the metrics; None where there is nothing to measure it on."""
+        """What measuring the model finds, for the metrics; None if there is nothing to measure it on."""
 
     @abstractmethod
     def sample(self, model: GPT) -> Sequence[Sample]:
@@ -340,7 +340,7 @@ class Stage(Training):
         )
 
     def find_best(self) -> int | None:
-        """The best checkpoint by what was measured; None where none was."""
+        """The best checkpoint by what was measured; None if none was."""
         sign = -1 if self.higher_is_better else 1
         scores = {step: sign * value for step, value in self.metrics.values(self.scored_by).items()}
         return find_best(self.paths.steps(), scores)

@@ -107,7 +107,7 @@ def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator
 
 
 def measure_bytes_per_token(tokenizer: Tokenizer, folder: Path) -> float:
-    """UTF-8 bytes per token of the first validation text. Raises DataError where there is none."""
+    """UTF-8 bytes per token of the first validation text. Raises DataError if there is none."""
     num_bytes = num_tokens = num_chars = 0
     for document in iter_documents(folder, "val"):
         text = document[: COMPRESSION_CHARS - num_chars]

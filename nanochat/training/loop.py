@@ -38,7 +38,7 @@ class TrainState:
     skipped: int = 0
     """Steps not taken because the loss or the gradient was not finite."""
     cursor: dict | None = None
-    """Where the data goes on; set when the state is saved."""
+    """Where the data continues; set when the state is saved."""
     rng: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def train(training: Training, stop: StopRequests | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    loss: float | None  # mean nats a target; None where there was no target
+    loss: float | None  # mean nats a target; None if there was no target
     grad_norm: float | None
     lr: float  # the multiplier of the base rates
     num_tokens: int

@@ -101,7 +101,7 @@ class RolloutFiles:
     def write(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write the answers of a step and delete the files of steps that are too old.
 
-        Raises CapacityError where the disk is full and DataError where it fails.
+        Raises CapacityError if the disk is full and DataError if it fails.
         """
         if not self.keep:
             return
