@@ -133,15 +133,11 @@ def evaluate_chat(
         written = generate_answers(model, tokenizer, asked, params, batch_size, report)
         with_tool = sum(any(answer.forced) for answer in written)
         answers = [split_parts(tokenizer, answer.text_ids) for answer in written]
-    repeated = [conversations[place] for place in fitting for _ in range(answers_each)]
-    texts = [Message("assistant", parts).text for parts in answers]
-    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
-    graded: list[Sequence[bool | None]] = [[False] * answers_each for _ in conversations]
+    graded = _grade(task, conversations, fitting, answers, answers_each, report)
     shown = [
         f"(the prompt has {len(prompt)} tokens, too long for a context of {model.config.context})" for prompt in prompts
     ]
     for number, place in enumerate(fitting):
-        graded[place] = verdicts[number * answers_each : (number + 1) * answers_each]
         shown[place] = show_parts(answers[number * answers_each])
     samples = [
         SampledAnswer(conversation.messages[-2].text, text, own[0])
@@ -166,6 +162,24 @@ def evaluate_chat(
         tuple((k, value / total) for k, value in zip(ks, passed, strict=True)) if total else (),
         squares / total if total and answers_each > 1 else None,
     )
+
+
+def _grade(
+    task: Task,
+    conversations: Sequence[Conversation],
+    fitting: Sequence[int],
+    answers: Sequence[tuple[Part, ...]],
+    answers_each: int,
+    report: Progress,
+) -> list[Sequence[bool | None]]:
+    """The verdicts on every conversation. fitting: places of those that were answered; all others are wrong."""
+    repeated = (conversations[place] for place in fitting for _ in range(answers_each))
+    texts = (Message("assistant", parts).text for parts in answers)
+    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
+    graded: list[Sequence[bool | None]] = [[False] * answers_each for _ in conversations]
+    for number, place in enumerate(fitting):
+        graded[place] = verdicts[number * answers_each : (number + 1) * answers_each]
+    return graded
 
 
 def _sum_ranks(numbers: Sequence[float], world: World | None) -> list[float]:

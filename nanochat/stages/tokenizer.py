@@ -32,25 +32,8 @@ def run_tokenizer(job: Job) -> dict[str, Any]:
         f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of {dataset}, at "
         f"first {settings.doc_cap:,} of each document"
     )
-    check_pattern(settings.pattern)
-    num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
     started = time.perf_counter()
-    chars = doc_chars = 0
-
-    def count(texts: Iterator[tuple[int, str]]) -> Iterator[str]:
-        nonlocal chars, doc_chars
-        for start, text in texts:
-            chars, doc_chars = chars + len(text), max(doc_chars, start + len(text))
-            yield text
-
-    tokenizer = train_tokenizer(
-        count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
-        settings.vocab_size,
-        settings.pattern,
-        progress=lambda done: job.display.advance("tokenizer", done, num_merges, "merges"),
-        kind=settings.kind,
-    )
-    job.display.finish()
+    tokenizer, chars, doc_chars = _train(job, folder)
     seconds = time.perf_counter() - started
     ratio = measure_bytes_per_token(tokenizer, folder)
     result = {
@@ -84,6 +67,30 @@ def run_tokenizer(job: Job) -> dict[str, Any]:
             f"they have merges for {tokenizer.vocab_size:,} tokens"
         )
     return result
+
+
+def _train(job: Job, folder: Path) -> tuple[Tokenizer, int, int]:
+    """The tokenizer, the characters that it learnt from, and how many of the longest document were read."""
+    settings = job.settings.tokenizer
+    check_pattern(settings.pattern)
+    num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
+    chars = doc_chars = 0
+
+    def count(texts: Iterator[tuple[int, str]]) -> Iterator[str]:
+        nonlocal chars, doc_chars
+        for start, text in texts:
+            chars, doc_chars = chars + len(text), max(doc_chars, start + len(text))
+            yield text
+
+    tokenizer = train_tokenizer(
+        count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
+        settings.vocab_size,
+        settings.pattern,
+        progress=lambda done: job.display.advance("tokenizer", done, num_merges, "merges"),
+        kind=settings.kind,
+    )
+    job.display.finish()
+    return tokenizer, chars, doc_chars
 
 
 def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator[tuple[int, str]]:

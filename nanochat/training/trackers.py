@@ -166,16 +166,19 @@ def select_numbers(record: dict) -> dict[str, float]:
 def describe_stage(stage: Path) -> Identity:
     """Read the run's settings and this stage's id, which is made at the first start and stays in tracking.json."""
     path = stage / "tracking.json"
-    try:
-        identifier = json.loads(path.read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        identifier = f"{stage.parent.name}-{stage.name}-{uuid.uuid4().hex[:8]}"  # two machines may both have a `demo`
+    identifier = _read_value(path, "id")
+    if identifier is None:  # two machines may both have a `demo`
+        identifier = f"{stage.parent.name}-{stage.name}-{uuid.uuid4().hex[:8]}"
         path.write_text(json.dumps({"id": identifier}) + "\n", encoding="utf-8")
-    try:
-        settings = json.loads((stage.parent / "settings.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        settings = {}
+    settings = _read_value(stage.parent / "settings.json", "settings") or {}
     return Identity(stage.parent.name, stage.name, identifier, settings)
+
+
+def _read_value(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _wait_for_end(ended: threading.Event) -> None:
