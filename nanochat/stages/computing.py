@@ -64,6 +64,7 @@ def describe_computing(job: Job, is_compiled: bool) -> dict[str, str | int | boo
         "dtype": job.dtype_name,
         "device_batch_size": job.rows,
         "compiled": is_compiled,
+        "torch": torch.__version__,
     }
 
 
