@@ -25,14 +25,14 @@ def settings_that_differ(first: ReportData, second: ReportData) -> Table:
     left, right = ({key: format_value(value) for key, value, _ in data.settings} for data in (first, second))
     pairs = ((key, left.get(key, NOTHING), right.get(key, NOTHING)) for key in left | right)
     rows = tuple((key, before, after) for key, before, after in pairs if before != after)
-    return Table(("setting", first.run, second.run), rows, code=frozenset({0, 1, 2}))
+    return Table(("setting", first.run, second.run), rows, num_literal=3)
 
 
 def scores_side_by_side(first: ReportData, second: ReportData) -> Table:
     """The difference is given in standard errors of the difference if both scores have one."""
     left, right = ({(score.stage, score.name): score for score in _list_scores(data)} for data in (first, second))
     rows = tuple((*key, *_compare(left.get(key), right.get(key))) for key in left | right)
-    return Table(("stage", "score", first.run, second.run, "difference"), rows, numeric=frozenset({2, 3, 4}))
+    return Table(("stage", "score", first.run, second.run, "difference"), rows, numbers_from=2)
 
 
 def _list_scores(data: ReportData) -> list[ScoreRecord]:
@@ -50,7 +50,7 @@ def _list_scores(data: ReportData) -> list[ScoreRecord]:
 def times_side_by_side(first: ReportData, second: ReportData) -> Table:
     left, right = ({stage.name: stage.seconds for stage in data.stages} for data in (first, second))
     rows = tuple((name, format_seconds(left.get(name)), format_seconds(right.get(name))) for name in left | right)
-    return Table(("stage", first.run, second.run), rows, numeric=frozenset({1, 2}))
+    return Table(("stage", first.run, second.run), rows, numbers_from=1)
 
 
 def _compare(left: ScoreRecord | None, right: ScoreRecord | None) -> tuple[str, str, str]:

@@ -128,8 +128,8 @@ def _fold(title: str, note: str, body: str) -> str:
 
 def _table(table: Table) -> str:
     def cell(tag: str, index: int, text: str) -> str:
-        kind = "number" if index in table.numeric else text if text in ("done", "unfinished") else ""
-        content = f"<code>{_text(text)}</code>" if tag == "td" and index in table.code else _text(text)
+        kind = "number" if table.is_number(index) else text if text in ("done", "unfinished") else ""
+        content = f"<code>{_text(text)}</code>" if tag == "td" and index < table.num_literal else _text(text)
         return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"
 
     head = "".join(cell("th", index, text) for index, text in enumerate(table.header))

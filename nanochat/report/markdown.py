@@ -30,7 +30,7 @@ def _print_block(block: document.Block) -> Iterator[str]:
             yield from render_table(block)
         case document.Figure(_, _, curves, number_of) if number_of and curves[0].points:
             rows = tuple((f"{step:,}", f"{value:.4f}") for step, value in curves[0].points[-MAX_POINTS:])
-            yield from render_table(Table(("step", number_of), rows, numeric=frozenset({0, 1})))
+            yield from render_table(Table(("step", number_of), rows, numbers_from=0))
         case document.SampleText(prompt, text, gap, step):
             yield from (f"Prompt: {escape(prompt)}" + ("" if step is None else f" (step {step:,})"), "")
             yield from _block(prompt + gap + text)
@@ -66,9 +66,9 @@ def _block(text: str) -> list[str]:
 
 def render_table(table: Table) -> list[str]:
     """The lines of a table; every cell is escaped."""
-    rule = ("---:" if index in table.numeric else "---" for index in range(len(table.header)))
+    rule = ("---:" if table.is_number(index) else "---" for index in range(len(table.header)))
     lines = [f"| {' | '.join(map(escape, table.header))} |", f"| {' | '.join(rule)} |"]
     for row in table.rows:
-        cells = (code(cell) if index in table.code else escape(cell) for index, cell in enumerate(row))
+        cells = (code(cell) if index < table.num_literal else escape(cell) for index, cell in enumerate(row))
         lines.append(f"| {' | '.join(cells)} |")
     return lines

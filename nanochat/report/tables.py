@@ -15,12 +15,17 @@ COLUMNS = ("base", "mid", "sft")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are unescaped text; `code` names the columns that hold keys or values to show literally."""
+    """Cells are unescaped text. The first num_literal columns hold keys or values to show literally; from numbers_from
+    on they hold numbers.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int] = frozenset()
-    code: frozenset[int] = frozenset()
+    numbers_from: int | None = None
+    num_literal: int = 0
+
+    def is_number(self, column: int) -> bool:
+        return self.numbers_from is not None and column >= self.numbers_from
 
 
 def stage_table(data: ReportData) -> Table:
@@ -43,7 +48,7 @@ def stage_table(data: ReportData) -> Table:
         rows += (("total", "", "", "", format_seconds(total), "", "", "", ""),)
     speed = ("time", "median tokens/s", "MFU")
     header = ("stage", "status", "steps", "tokens", *speed, "train loss", "val bpb of its data")
-    return Table(header, rows, numeric=frozenset(range(2, 9)))
+    return Table(header, rows, numbers_from=2)
 
 
 def find_loss(stage: StageReport) -> float | None:
@@ -71,7 +76,7 @@ def score_table(scores: Sequence[ScoreRecord]) -> Table:
             )
         )
     header = ("score", *stages, "examples", "too long")
-    return Table(header, tuple(rows), numeric=frozenset(range(1, len(header))))
+    return Table(header, tuple(rows), numbers_from=1)
 
 
 def _format_with_error(score: ScoreRecord) -> str:
@@ -88,7 +93,7 @@ def pass_table(scores: Sequence[ScoreRecord]) -> Table:
         for score in scores
     )
     header = ("stage", "score", "answers each", *(f"pass@{k}" for k in ks))
-    return Table(header, rows, numeric=frozenset(range(2, len(header))))
+    return Table(header, rows, numbers_from=2)
 
 
 def core_table(score: ScoreRecord) -> Table:
@@ -109,7 +114,7 @@ def core_table(score: ScoreRecord) -> Table:
         for task in score.core_tasks
     )
     header = ("task", "kind", "shots", "questions", "accuracy", "std. error", "guessing", "centred", "cut", "too long")
-    return Table(header, rows, numeric=frozenset(range(2, 10)))
+    return Table(header, rows, numbers_from=2)
 
 
 def _format_share(value: float | None) -> str:
@@ -129,7 +134,7 @@ def practice_table(practice: PracticeReport) -> Table:
         for row in practice.measured
     )
     header = ("step", *(f"pass@{k}" for k in ks), "right in training", "no signal", "cut", "tokens an answer")
-    return Table(header, rows, numeric=frozenset(range(len(header))))
+    return Table(header, rows, numbers_from=0)
 
 
 def compression_table(kinds: tuple[KindReport, ...]) -> Table:
@@ -143,18 +148,18 @@ def compression_table(kinds: tuple[KindReport, ...]) -> Table:
         )
         for kind in kinds
     )
-    return Table(("bytes per token", "bytes", *names), rows, numeric=frozenset(range(1, len(names) + 2)))
+    return Table(("bytes per token", "bytes", *names), rows, numbers_from=1)
 
 
 def settings_table(data: ReportData) -> Table:
     rows = tuple((key, format_value(value), origin) for key, value, origin in data.settings)
-    return Table(("setting", "value", "from"), rows, code=frozenset({0, 1}))
+    return Table(("setting", "value", "from"), rows, num_literal=2)
 
 
 def fact_table(facts: dict[str, Any]) -> Table:
     """A plan, a result or the environment: dotted keys and values."""
     rows = tuple((key, format_value(value)) for key, value in flatten(facts))
-    return Table(("fact", "value"), rows, code=frozenset({0, 1}))
+    return Table(("fact", "value"), rows, num_literal=2)
 
 
 def format_score(score: ScoreRecord) -> str:
