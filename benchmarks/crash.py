@@ -140,7 +140,7 @@ def main() -> None:
     fixed = ["runtime.compile=false", "runtime.device=cpu", "runtime.dtype=float32"]
     overrides = [*fixed, f"checkpoint.every={options.every}", *options.set]
     settings, origins = load_settings(options.preset, None, overrides, {})
-    open_dataset(Workspace(home), settings.data.dataset, Display())
+    open_dataset(Workspace(home), settings.data.dataset, Display().say)
 
     def new_run(name: str) -> Path:
         run = Workspace(home).run(name)

@@ -22,8 +22,7 @@ import torch
 
 from benchmarks.gpu import call, kill_after_save
 from nanochat.paths import RunPaths, StagePaths, Workspace
-from nanochat.training.metrics import MetricsFile
-from nanochat.training.rollout_files import RolloutFiles
+from nanochat.training.metrics import MetricsFile, RolloutFiles
 
 TASK = "spelling"
 SETTINGS = {

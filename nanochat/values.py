@@ -2,7 +2,11 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def read_table(value: object) -> dict[str, Any]:
@@ -33,3 +37,19 @@ def first_number(*values: object) -> float | None:
 
 def read_count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+READERS: dict[Any, Callable[[object], Any]] = {
+    str: read_text,
+    int: lambda value: read_count(value) or 0,
+    int | None: read_count,
+    float | None: read_number,
+    bool | None: lambda value: value if isinstance(value, bool) else None,
+}
+"""By the type of a field."""
+
+
+def read_fields(kind: type[T], table: dict[str, Any], /, **others: Any) -> T:
+    """A dataclass from a table with the names of its fields. others: fields that are not read so."""
+    readers = {field.name: READERS[field.type] for field in fields(kind) if field.type in READERS}  # type: ignore[arg-type]
+    return kind(**{name: read(table.get(name)) for name, read in readers.items()} | others)

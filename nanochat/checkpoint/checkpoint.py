@@ -1,19 +1,19 @@
 """Checkpoints: written whole or not at all, verified when read, and kept by a rule.
 
-A checkpoint is a folder `step_000500` with model.safetensors, one optim_rank*.safetensors a rank, state.json
-(what must survive a restart) and MANIFEST.json (whose it is, and size and SHA-256 of every other file, written
-last). Files that the manifest does not list are ignored: nothing reads them. Knows neither the model nor the
-optimizer: it maps names to tensors. All ranks write to one folder, so several machines need a shared file system.
+A checkpoint is a folder `step_000500` with model.safetensors, one optim_rank*.safetensors a rank, state.json (what must
+survive a restart) and MANIFEST.json, written last. Files that the manifest does not list are ignored. Knows neither the
+model nor the optimizer: it maps names to tensors. All ranks write to one folder: several machines must share it.
 """
 
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,7 +30,6 @@ from nanochat.checkpoint.manifest import (
     read_manifest,
     verify_file,
 )
-from nanochat.checkpoint.retention import select_expired
 from nanochat.checkpoint.tensors import write_tensors
 from nanochat.errors import DataError, LostError, MissingError, NanochatError, UsageError
 from nanochat.files import (
@@ -78,10 +77,10 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step_<step>` atomically, then delete what `select_expired` names; returns the folder.
 
-    Collective: every rank calls this with its own optimizer tensors, writes and hashes them; rank 0 writes the
-    rest. Where one rank fails, all raise: CapacityError where the disk is or becomes full, DataError where it
-    fails otherwise. Earlier checkpoints are then as they were, except that a disk without room has lost those
-    that this save would have deleted; the newest is never among them.
+    Collective: every rank calls this with its own optimizer tensors, writes and hashes them; rank 0 writes the rest.
+    If one rank fails, all raise: CapacityError if the disk is or becomes full, DataError if it fails otherwise.
+    Earlier checkpoints then stay, except that a disk without room has lost those that this save would have deleted,
+    never the newest.
     """
     world = world or World()
     folder = stage.checkpoint(step)
@@ -114,6 +113,7 @@ def save_checkpoint(
         return files
 
     def commit() -> None:
+        files = {name: entry for share in written for name, entry in share.items()}
         manifest = {"version": 2, "stage": stage.root.name, "step": step, "files": dict(sorted(files.items()))}
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
         sync_folder(temporary)
@@ -125,13 +125,9 @@ def save_checkpoint(
             _discard(stage.checkpoint(old))
 
     try:
-        _do_together(world, stage.checkpoints, prepare if world.is_main else _do_nothing)
-        files = {
-            name: entry
-            for share in _do_together(world, stage.checkpoints, write_share)
-            for name, entry in share.items()
-        }
-        _do_together(world, stage.checkpoints, commit if world.is_main else _do_nothing)
+        _do_on_main(world, stage.checkpoints, prepare)
+        written = _do_together(world, stage.checkpoints, write_share)
+        _do_on_main(world, stage.checkpoints, commit)
     except BaseException:
         if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -142,42 +138,37 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, with_optimizer: bool = True, world: World | None = None) -> Checkpoint:
     """Read a checkpoint, checking each file that is read against the manifest.
 
-    With an optimizer, `world` says whose tensors: one file where as many processes wrote it, else all. Raises
-    MissingError where there is no such folder, DataError, naming the file, where one is absent or altered, and
-    UnreadableError where the system refuses.
+    world: whose optimizer tensors: one file if as many processes wrote it, else all. Raises MissingError without such a
+    folder, DataError, naming the file, if one is absent or altered, and UnreadableError if the system refuses.
     """
     world = world or World()
     with read_errors(folder, folder):
         if not is_folder(folder):
             raise MissingError(f"there is no checkpoint {folder}", "nanochat runs ls")
-    files = read_manifest(folder)["files"]
-    wanted = [MODEL, STATE]
-    ranks = sorted(name for name in files if name.startswith("optim_rank"))
-    if with_optimizer and ranks:
-        own = name_optimizer(world.rank, world.world_size)
-        ranks = [own] if own in ranks else ranks
-        wanted += ranks
-    for name in wanted:
+    files, own = read_manifest(folder)["files"], name_optimizer(world.rank, world.world_size)
+    optimizers: list[str] = []
+    if with_optimizer:
+        optimizers = [own] if own in files else sorted(set(files) - {MODEL, STATE})
+    for name in (MODEL, STATE, *optimizers):
         verify_file(folder, name, files)
     try:
         with read_errors(folder, folder):
             record = json.loads((folder / STATE).read_text(encoding="utf-8"))
             model = load_file(folder / MODEL)
-            optimizer = [load_file(folder / name) for name in wanted[2:]]
+            optimizer = [load_file(folder / name) for name in optimizers]
         return Checkpoint(model, optimizer, record["state"], record["meta"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"checkpoint {folder} cannot be read: {error}", "nanochat runs ls") from error
 
 
 def latest_good(
-    stage: StagePaths, say: Callable[[str], None], with_optimizer: bool = True, world: World | None = None
+    stage: StagePaths, say: Callable[[str], None], world: World | None = None
 ) -> tuple[int, Checkpoint] | None:
-    """Load the newest checkpoint that verifies, or None where there is none.
+    """Load the newest checkpoint that verifies, or None if there is none.
 
-    Collective: every rank calls this and verifies what it reads itself. A bad one is renamed to
-    `corrupt_step_...` and said. Raises UnreadableError on every rank, and touches nothing, where the system does not
-    let one read; LostError where there are checkpoints and none is good: the next call then finds none, says so, and
-    the stage starts again from its beginning.
+    Collective: every rank calls this and verifies what it reads itself. A bad one is renamed to `corrupt_step_...` and
+    said. Raises, on every rank, UnreadableError if the system does not let one read, and touches nothing then; and
+    LostError if there are checkpoints and none is good: the next call finds none, and the stage starts again.
     """
     world = world or World()
     steps = world.ask_main(lambda: _list_steps(stage))
@@ -190,7 +181,7 @@ def latest_good(
             written_by = read_manifest(folder).get("stage", stage.root.name)
             if written_by != stage.root.name:
                 raise DataError(f"it is a checkpoint of {written_by}, not of {stage.root.name}", "nanochat runs ls")
-            checkpoint = load_checkpoint(folder, with_optimizer, world)
+            checkpoint = load_checkpoint(folder, world=world)
         except (DataError, MissingError) as error:
             problem = error
         problems = [other for other in world.all_gather(problem) if other]
@@ -199,10 +190,9 @@ def latest_good(
                 raise other
         if checkpoint is not None and not problems:
             return step, checkpoint
-        aside = _do_together(world, stage.checkpoints, lambda: _set_aside(folder) if world.is_main else folder)[0]  # noqa: B023
-        say(
-            f"checkpoint {folder.name} is bad ({problems[0].message}); set aside as {aside.name}, trying the one before"
-        )
+        aside = _do_on_main(world, stage.checkpoints, partial(_set_aside, folder))
+        reason = problems[0].message
+        say(f"checkpoint {folder.name} is bad ({reason}); set aside as {aside.name}, trying the one before")
     root = stage.root
     if steps:
         raise LostError(
@@ -226,18 +216,18 @@ def remove_stale(stage: StagePaths) -> int:
 def check_shared(stage: StagePaths, world: World, seconds: float = SHARED_SECONDS) -> None:
     """Raise UsageError on every rank where one does not see the files of rank 0. Collective: every rank calls this.
 
-    A checkpoint is one folder that all ranks write: the run directory of several machines must be shared.
     seconds: to wait for a file system that shows new files late.
     """
     if world.world_size == 1:
         return
-    token = stage.root / f".shared.{world.all_gather(uuid.uuid4().hex)[0]}"
+
+    token = stage.root / f".shared.{world.all_gather(uuid.uuid4().hex)[0]}"  # in what this rank takes for the folder
 
     def write_token() -> None:
         stage.root.mkdir(parents=True, exist_ok=True)
         token.touch()
 
-    _do_together(world, stage.root, write_token if world.is_main else _do_nothing)
+    _do_on_main(world, stage.root, write_token)
     await_path(token, seconds)
     blind = [rank for rank, sees in enumerate(world.all_gather(token.exists())) if not sees]
     if world.is_main:
@@ -267,12 +257,13 @@ def _do_together(world: World, folder: Path, work: Callable[[], T]) -> list[T]:
     return [share for share in outcomes if not isinstance(share, NanochatError)]
 
 
-def _do_nothing() -> None:
-    pass
+def _do_on_main(world: World, folder: Path, work: Callable[[], T]) -> T:
+    """Let rank 0 work; returns what it returns, on every rank, or raises on every rank if it failed."""
+    return cast(T, _do_together(world, folder, lambda: work() if world.is_main else None)[0])
 
 
 def _list_steps(stage: StagePaths) -> list[int]:
-    """The steps that have a checkpoint. Raises UnreadableError where the folder cannot be listed: it is not empty."""
+    """The steps that have a checkpoint. Raises UnreadableError if the folder cannot be listed: it is not empty."""
     with read_errors(stage.checkpoints):
         if is_folder(stage.checkpoints):
             os.listdir(stage.checkpoints)  # a glob passes over what it may not read
@@ -280,12 +271,32 @@ def _list_steps(stage: StagePaths) -> list[int]:
 
 
 def _set_aside(folder: Path) -> Path:
-    aside = folder.with_name(f"{CORRUPT}{folder.name}")
-    number = 1
+    aside, number = folder.with_name(f"{CORRUPT}{folder.name}"), 1
     while aside.exists():
         number += 1
         aside = folder.with_name(f"{CORRUPT}{folder.name}_{number}")
     return folder.rename(aside)
+
+
+def select_expired(steps: Sequence[int], keep: int, keep_every: int = 0, best: int | None = None) -> list[int]:
+    """Which checkpoints to delete: all but the `keep` newest, the multiples of keep_every (0: none) and the best.
+
+    >>> select_expired([10, 20, 30, 40, 50], keep=2, keep_every=20, best=10)
+    [30]
+    """
+    ordered = sorted(steps)
+    kept = {*ordered[-max(keep, 1) :], best}
+    return [step for step in ordered if step not in kept and not (keep_every and step % keep_every == 0)]
+
+
+def find_best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
+    """The step with the lowest score among those that have a checkpoint; the earlier one of two; None without any.
+
+    >>> find_best([10, 20, 30], {5: 1.0, 10: 1.5, 20: 1.2})
+    20
+    """
+    scored = [step for step in sorted(steps) if step in scores]
+    return min(scored, key=lambda step: scores[step], default=None)
 
 
 def _discard(folder: Path) -> None:

@@ -1,7 +1,6 @@
-"""What a checkpoint folder must hold: its manifest, and every file as the manifest says.
+"""MANIFEST.json says whose a checkpoint is, and the size and SHA-256 of every other file.
 
-MANIFEST.json says whose checkpoint it is, and the size and SHA-256 of every other file. A file that is absent or
-altered is damage; one that the system does not let us read now is not. Knows no tensors.
+A file that is absent or altered is damage; one that the system does not let us read now is not. Knows no tensors.
 """
 
 import contextlib
@@ -41,7 +40,7 @@ def name_optimizer(rank: int, world_size: int) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there. Raises OSError where the system does not say, which Path.is_dir takes for a no."""
+    """Whether a folder is there. Raises OSError if the system does not say, which Path.is_dir takes for a no."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -60,7 +59,7 @@ def read_errors(path: Path, folder: Path | None = None) -> Iterator[None]:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest. Raises DataError where it is absent, altered or that of another step."""
+    """The manifest. Raises DataError if it is absent, altered or that of another step."""
     path, hint = folder / MANIFEST, "nanochat runs ls"
     try:
         with read_errors(path, folder):

@@ -1,6 +1,6 @@
 """The writer of safetensors files: one tensor in memory at a time, hashed while it is written.
 
-The library's own writer wants all tensors in CPU memory at once, and writes in ways that differ between its versions
+The library's own writer needs all tensors in CPU memory at once, and writes in ways that differ between its versions
 (through a memory map a full disk would be a signal, not an error). Knows neither checkpoints nor runs.
 Source: the format, https://github.com/huggingface/safetensors#format.
 """
@@ -35,8 +35,7 @@ def write_tensors(
 ) -> dict[str, int | str]:
     """Write tensors of any device, down to the disk; returns {"bytes": size, "sha256": hash} of the file.
 
-    metadata: what the header says of the file, for programs that want to know.
-    Raises OSError where the disk is full or fails, and KeyError for a dtype that the format does not know.
+    metadata: of the header. Raises OSError if the disk is full or fails, KeyError for a dtype that the format has not.
     """
     # The library's order: wide types first, so that each tensor is aligned; then by name.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))

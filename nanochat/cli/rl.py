@@ -24,7 +24,7 @@ def show(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Questions or answers to show.")] = 8,
 ) -> None:
     """Show the sampled answers of a step: by question, or the best or the worst of all."""
-    from nanochat.training.rollout_files import RolloutFiles
+    from nanochat.training.metrics import RolloutFiles
 
     if best and worst:
         again = ["nanochat", "rl", "show", *([run] if run else []), "--worst"]

@@ -8,28 +8,12 @@ Legend: B rows, T tokens of a row, V vocabulary.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nanochat.data.batch import Batch
 from nanochat.runtime import World
-
-
-class TokenModel(Protocol):
-    """What this score asks of a model."""
-
-    def token_nll(self, ids: Tensor, targets: Tensor) -> Tensor: ...
-
-
-class TokenBatch(Protocol):
-    """Inputs and targets, both (B, T) int64; targets below 0 are ignored."""
-
-    @property
-    def ids(self) -> Tensor: ...
-
-    @property
-    def targets(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,27 +26,21 @@ class Bits:
 
     @property
     def bpb(self) -> float:
-        """Bits per byte. Raises ValueError where no byte was scored."""
+        """Bits per byte. Raises ValueError if no byte was scored."""
         if self.num_bytes == 0:
             raise ValueError("no token with bytes was scored: there is no validation text")
         return self.bits / self.num_bytes
 
 
-def evaluate_bpb(
-    model: TokenModel, batches: Iterable[TokenBatch], token_bytes: Tensor, num_tokens: int, world: World | None = None
-) -> float:
-    """Bits per byte over the first `num_tokens` targets of `batches`: see `measure_bits`."""
-    return measure_bits(model, batches, token_bytes, num_tokens, world).bpb
-
-
 @torch.inference_mode()
 def measure_bits(
-    model: TokenModel, batches: Iterable[TokenBatch], token_bytes: Tensor, num_tokens: int, world: World | None = None
+    model, batches: Iterable[Batch], token_bytes: Tensor, num_tokens: int, world: World | None = None
 ) -> Bits:
     """Sum bits and bytes over the first `num_tokens` targets, row by row, or over all there are where those are fewer.
 
     The last batch is cut at the exact token, so the score is the same however rows are put into batches.
-    token_bytes: (V,) integers, the byte length of every token and 0 for special ones, on the model's device.
+    model: a GPT, or anything with its token_nll. token_bytes: (V,) integers, the byte length of every token and 0 for
+    special ones, on the model's device.
     Collective with a `world`: every rank gives the same `batches`; rank r scores rows r, r + n, ... of the whole
     stream, so the score is the same for any number of ranks.
     """

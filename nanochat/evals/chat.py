@@ -2,6 +2,8 @@
 
 Knows neither files nor settings. Greedy by default; sampled answers have a seed of their own each. So the same model,
 task and seed give the same score on any number of ranks.
+
+Legend: B prompts, T tokens of the longest, C width.
 """
 
 import hashlib
@@ -12,35 +14,28 @@ from typing import Any
 
 import torch
 
-from nanochat.conversation import Conversation, Part, PartKind, hash_conversations
+from nanochat.conversation import Conversation, Message, Part, PartKind, hash_conversations
+from nanochat.engine.engine import Completion, Engine, complete
 from nanochat.engine.sampling import SamplingParams
-from nanochat.evals.answering import choose_letters, generate_answers
-from nanochat.evals.passk import estimate_pass_at_k
+from nanochat.evals.passk import estimate_pass_at_k, list_ks
+from nanochat.evals.scores import SampledAnswer
+from nanochat.model.attention import varied_lengths
 from nanochat.runtime import World
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
+from nanochat.tools.calculator import calculate
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class AnswerSample:
-    """One example as the model answered it, for people to read; tool calls look like `[2+2 -> 4]`."""
-
-    question: str
-    answer: str
-    correct: bool | None
 
 
 @dataclass(frozen=True)
 class Score:
     """An accuracy with what is needed to judge it.
 
-    total: graded examples; too_long of them had a prompt that leaves no room for an answer and count as wrong.
-    answers_each: answers to each example; correct counts right answers and with_tool those that got a tool's output,
-    right or wrong. baseline: what guessing gets. pass_at: pass@k by k. squares: the mean of the squared accuracies of
-    the examples; None: each has one answer. accuracy and stderr are None where nothing was graded.
+    total: graded examples; too_long of them had a prompt that leaves no room for an answer and count as wrong. correct
+    and with_tool count answers. baseline: what guessing gets. pass_at: pass@k by k. squares: the mean of the squared
+    accuracies of the examples; None: each has one answer. accuracy and stderr are None if nothing was graded.
     """
 
     name: str
@@ -50,7 +45,7 @@ class Score:
     ungraded: int = 0
     with_tool: int = 0
     baseline: float = 0.0
-    samples: tuple[AnswerSample, ...] = ()
+    samples: tuple[SampledAnswer, ...] = ()
     answers_each: int = 1
     pass_at: tuple[tuple[int, float], ...] = ()
     squares: float | None = None
@@ -84,7 +79,7 @@ class Score:
 def read_score(values: dict[str, Any]) -> Score:
     """The score that `to_dict` wrote; other keys are left alone."""
     own = {key: values[key] for key in Score.__dataclass_fields__ if key in values}
-    own["samples"] = tuple(AnswerSample(**sample) for sample in values["samples"])
+    own["samples"] = tuple(SampledAnswer(**sample) for sample in values["samples"])
     own["pass_at"] = tuple((int(k), value) for k, value in values.get("pass_at", {}).items())
     return Score(**own)
 
@@ -106,10 +101,10 @@ def evaluate_chat(
 ) -> Score:
     """Score a model on at most `max_examples` examples, spread evenly over the task.
 
-    model: a GPT in the state in which it is to be scored. max_new_tokens: the longest answer where the task
-    does not ask for a shorter one. answers_each: answers to each example of a generative task; with more than one the
-    score has pass@k. num_samples: examples to keep for people, wrong ones first up to half of them.
-    progress(done, all) is called after each example or batch.
+    model: a GPT in the state in which it is to be scored. max_new_tokens: the longest answer if the task does not ask
+    for a shorter one. answers_each: answers to each example of a generative task; with more than one the score has
+    pass@k. num_samples: examples to keep for people, wrong ones first up to half of them. progress(done, all) is called
+    after each example or batch.
     Collective with a `world`: rank r answers examples r, r + n, ...; counts are summed, samples stay with each rank.
     """
     picked = spread_indices(task.num_examples(), max_examples)
@@ -124,51 +119,43 @@ def evaluate_chat(
         answers_each = 1
         letters = [task.letters(index) for index in indices]
         baseline = sum(1 / len(choices) for choices in letters)
-        fitting_prompts, fitting_letters = [prompts[place] for place in fitting], [letters[place] for place in fitting]
-        chosen = choose_letters(model, tokenizer, fitting_prompts, fitting_letters, batch_size, report)
+        asked, choices = [prompts[place] for place in fitting], [letters[place] for place in fitting]
+        chosen = choose_letters(model, tokenizer, asked, choices, batch_size, report)
         answers = [(Part("text", letter),) for letter in chosen]
     else:
         longest = max_new_tokens if task.max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
-        asked = [(place, number) for place in fitting for number in range(answers_each)]
         params = [
             SamplingParams(temperature, seed=draw_seed(seed, task.name, indices[place], number), max_new_tokens=longest)
-            for place, number in asked
+            for place in fitting
+            for number in range(answers_each)
         ]
-        asked_prompts = [prompts[place] for place, _ in asked]
-        answer_ids, with_tool = generate_answers(model, tokenizer, asked_prompts, params, batch_size, report)
-        answers = [split_parts(tokenizer, ids) for ids in answer_ids]
-    texts = ["".join(part.text for part in parts if part.kind == "text") for parts in answers]
-    repeated = [conversations[place] for place in fitting for _ in range(answers_each)]
-    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
-    graded: list[list[bool | None]] = [[False] * answers_each for _ in conversations]
+        asked = [prompts[place] for place in fitting for _ in range(answers_each)]
+        written = generate_answers(model, tokenizer, asked, params, batch_size, report)
+        with_tool = sum(any(answer.forced) for answer in written)
+        answers = [split_parts(tokenizer, answer.text_ids) for answer in written]
+    graded = _grade(task, conversations, fitting, answers, answers_each, report)
     shown = [
         f"(the prompt has {len(prompt)} tokens, too long for a context of {model.config.context})" for prompt in prompts
     ]
     for number, place in enumerate(fitting):
-        graded[place] = list(verdicts[number * answers_each : (number + 1) * answers_each])
         shown[place] = show_parts(answers[number * answers_each])
     samples = [
-        AnswerSample(conversation.messages[-2].text, text, own[0])
+        SampledAnswer(conversation.messages[-2].text, text, own[0])
         for conversation, text, own in zip(conversations, shown, graded, strict=True)
     ]
     counts = [sum(map(bool, own)) for own in graded if None not in own]  # right answers of each graded example
-    ks = list_ks(answers_each)
+    ks = list_ks(answers_each) if answers_each > 1 else []
     passed = [sum(estimate_pass_at_k(answers_each, count, k) for count in counts) for k in ks]
     squares = sum((count / answers_each) ** 2 for count in counts)
     numbers = [sum(counts), len(counts), len(prompts) - len(fitting), with_tool, baseline, squares, *passed]
-    sums = torch.tensor(numbers, dtype=torch.float64)
-    if world is not None and world_size > 1:
-        sums = sums.to(world.device)
-        world.all_reduce_sum(sums)
-    correct, total, too_long, with_tool = map(int, sums[:4].tolist())
-    baseline, squares, *passed = sums[4:].tolist()
+    correct, total, too_long, with_tool, baseline, squares, *passed = _sum_ranks(numbers, world)
     return Score(
         task.name,
-        correct,
-        total,
-        too_long,
-        len(picked) - total,
-        with_tool,
+        int(correct),
+        int(total),
+        int(too_long),
+        len(picked) - int(total),
+        int(with_tool),
         baseline / len(picked) if picked else 0.0,
         _pick_samples(samples, num_samples),
         answers_each,
@@ -177,14 +164,81 @@ def evaluate_chat(
     )
 
 
-def list_ks(answers_each: int) -> list[int]:
-    """The k of pass@k that are worth a number: powers of two, and all answers; none for one, the accuracy.
+def _grade(
+    task: Task,
+    conversations: Sequence[Conversation],
+    fitting: Sequence[int],
+    answers: Sequence[tuple[Part, ...]],
+    answers_each: int,
+    report: Progress,
+) -> list[Sequence[bool | None]]:
+    """The verdicts on every conversation. fitting: places of those that were answered; all others are wrong."""
+    repeated = (conversations[place] for place in fitting for _ in range(answers_each))
+    texts = (Message("assistant", parts).text for parts in answers)
+    verdicts = task.evaluate_all(list(zip(repeated, texts, strict=True)), report)
+    graded: list[Sequence[bool | None]] = [[False] * answers_each for _ in conversations]
+    for number, place in enumerate(fitting):
+        graded[place] = verdicts[number * answers_each : (number + 1) * answers_each]
+    return graded
 
-    >>> list_ks(1), list_ks(10)
-    ([], [1, 2, 4, 8, 10])
+
+def _sum_ranks(numbers: Sequence[float], world: World | None) -> list[float]:
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    if world is not None and world.world_size > 1:
+        sums = sums.to(world.device)
+        world.all_reduce_sum(sums)
+    return sums.tolist()
+
+
+def generate_answers(
+    model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    batch_size: int,
+    progress: Progress | None = None,
+    tool: Callable[[str], str | None] | None = calculate,
+) -> list[Completion]:
+    """Answers, many at a time. params: one for each prompt. Prompts beside each other that are alike share their work.
+
+    tool: None for none.
     """
-    powers = [2**power for power in range(answers_each.bit_length()) if 2**power < answers_each]
-    return [*powers, answers_each] if answers_each > 1 else []
+    if not prompts:
+        return []
+    longest = max(len(prompt) + p.max_new_tokens for prompt, p in zip(prompts, params, strict=True))
+    context = min(model.config.context, longest)  # the cache is no larger than needed
+    engine = Engine.for_chat(model, tokenizer, min(batch_size, len(prompts)), context, tool=tool)
+    return complete(engine, prompts, params, progress)
+
+
+@torch.inference_mode()
+def choose_letters(
+    model,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    letters: list[Sequence[str]],
+    batch_size: int,
+    report: Progress,
+) -> list[str]:
+    """The most likely first token among the letters of each prompt. The soft cap is monotone, so it is left out."""
+    device = next(model.parameters()).device
+    chosen = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # alike lengths need little padding
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        width = len(prompts[places[-1]])
+        rows = [prompts[place] + [tokenizer.bos_id] * (width - len(prompts[place])) for place in places]
+        with varied_lengths():
+            hidden = model.hidden(torch.tensor(rows, device=device))  # (B, T, C); the padding behind is never seen
+        for row, place in enumerate(places):
+            ids = [tokenizer.encode(letter)[0] for letter in letters[place]]
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"the choices {', '.join(letters[place])} begin with the same token")
+            weight = model.head_weight[torch.tensor(ids, device=device)].to(hidden.dtype)  # as for all other logits
+            logits = weight.float() @ hidden[row, len(prompts[place]) - 1].float()
+            chosen[place] = letters[place][int(logits.argmax())]
+        report(start + len(places), len(prompts))
+    return chosen
 
 
 def draw_seed(seed: int, task: str, index: int, number: int) -> int:
@@ -198,7 +252,7 @@ def hash_examples(task: Task, max_examples: int | None) -> str:
     return hash_conversations(task.example(index) for index in spread_indices(task.num_examples(), max_examples))
 
 
-def _pick_samples(samples: list[AnswerSample], limit: int) -> tuple[AnswerSample, ...]:
+def _pick_samples(samples: list[SampledAnswer], limit: int) -> tuple[SampledAnswer, ...]:
     """At most `limit` of them in their order; up to half are wrong ones, which teach most."""
     places = range(len(samples))
     wrong = [place for place in places if samples[place].correct is False][: max(1, limit // 2)]
@@ -213,7 +267,7 @@ def estimate_mean_error(scores: Sequence[Score]) -> float | None:
 
 
 def average_centred(scores: Sequence[Score]) -> float | None:
-    """ChatCORE: the mean of the centred accuracies of graded tasks; None where there is none."""
+    """ChatCORE: the mean of the centred accuracies of graded tasks; None if there is none."""
     values = [score.centred for score in scores if score.centred is not None]
     return sum(values) / len(values) if values else None
 
@@ -230,7 +284,7 @@ def spread_indices(num_examples: int, limit: int | None) -> list[int]:
 
 
 def without_answer(conversation: Conversation) -> Conversation:
-    """The conversation without its last message, the right answer. Raises ValueError where there is none."""
+    """The conversation without its last message, the right answer. Raises ValueError if there is none."""
     if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
         raise ValueError("an example ends with a message of the assistant: its right answer")
     return Conversation(conversation.messages[:-1])

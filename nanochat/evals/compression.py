@@ -36,9 +36,8 @@ SAMPLES: Mapping[str, str] = {
         "Kisten und gingen wortlos den H\u00fcgel hinauf. Niemand hatte sie vor Donnerstag erwartet."
     ),
     "russian": (
-        "\u0413\u0430\u0432\u0430\u043d\u044c \u0431\u044b\u043b\u0430 "
-        "\u0442\u0438\u0445\u0430, \u043a\u043e\u0433\u0434\u0430 "
-        "\u043f\u0440\u0438\u0448\u043b\u0430 "
+        "\u0413\u0430\u0432\u0430\u043d\u044c \u0431\u044b\u043b\u0430 \u0442\u0438\u0445\u0430, "
+        "\u043a\u043e\u0433\u0434\u0430 \u043f\u0440\u0438\u0448\u043b\u0430 "
         "\u043f\u043e\u0441\u043b\u0435\u0434\u043d\u044f\u044f \u043b\u043e\u0434\u043a\u0430."
     ),
     "chat": (
@@ -86,10 +85,7 @@ def measure_compression(encoders: Mapping[str, Encode], texts: Mapping[str, str]
 
 
 def compare_vocabularies(name: str, encode: Encode, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What `tokenizer/compression.json` holds, and a line for each published vocabulary without a good rank file.
-
-    The first is {"kinds": [{"kind": str, "bytes": int, "bytes_per_token": {name of a vocabulary: float}}]}.
-    """
+    """What `tokenizer/compression.json` holds, and a line for each published vocabulary without a good rank file."""
     encoders, missing = {name: encode}, []
     for other, (file, pattern) in PUBLISHED.items():
         try:
@@ -106,7 +102,7 @@ def compare_vocabularies(name: str, encode: Encode, folder: Path) -> tuple[dict[
 def load_ranks(path: Path, pattern: str) -> Encode:
     """The encoder of a rank file: a line is a token in base64 and its rank.
 
-    Raises DataError where there is none or it is damaged.
+    Raises DataError if there is none or it is damaged.
     """
     import tiktoken
 

@@ -3,29 +3,28 @@
 Knows neither files nor settings. Every score is greedy and every draw is seeded, so the same model and bundle give the
 same score on any number of ranks. Sources: Li et al. 2024, "DataComp-LM"; llm-foundry for the three kinds of task.
 
-Legend: N scored tokens, C width, V vocabulary.
+Legend: N scored tokens, C width, V vocabulary; B rows, P tokens of the longest prefix, T tokens of all tails of a row,
+S = P + T, H heads, D head width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.data.core_bundle import CORE_TASKS, CoreItem, CoreTask
 from nanochat.errors import NumericalError
-from nanochat.evals.chat import spread_indices
+from nanochat.evals.chat import Progress, spread_indices
 from nanochat.evals.core_prompt import Question, Tree, iter_questions
-from nanochat.evals.tree_attention import Row, TreeAttention
-from nanochat.model.attention import varied_lengths
+from nanochat.model.attention import attend, varied_lengths
 from nanochat.model.loss import capped_logits, plan_chunk_tokens
 from nanochat.runtime import World
 from nanochat.tokenizer.bpe import Tokenizer
-
-Progress = Callable[[int, int], None]
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}
 """Tokens of a pass, padding included: as many as keep the device busy. On a CPU more leave its caches: at depth 4 a
@@ -36,7 +35,7 @@ token takes 1.4 to 2 times as long in passes of 16,384 as in passes of 1,024."""
 class Prediction:
     """What the model made of one item.
 
-    chosen: the option with the lowest mean loss; None where the item is too long for the context, which is wrong. For
+    chosen: the option with the lowest mean loss; None if the item is too long for the context, which is wrong. For
     language modelling 0 where every token was the most likely one, else -1. losses: nats per scored token of each
     option. num_dropped: oldest tokens that were left out.
     """
@@ -133,7 +132,7 @@ def evaluate_core_task(
     """Score a model on at most `max_examples` items, spread evenly over the task; the predictions in their order.
 
     seed: of the few-shot examples. batch_tokens: at most so many tokens a pass; changes nothing but speed and memory.
-    progress(done, all) is told this rank's items. Raises NumericalError where the model is broken.
+    progress(done, all) is told this rank's items. Raises NumericalError if the model is broken.
     Collective with a `world`: rank r answers items r, r + n, ...; every rank returns all predictions.
     """
     picked = spread_indices(len(items), max_examples)
@@ -159,22 +158,18 @@ def evaluate_core_task(
     shares = [predictions] if world is None else world.all_gather(predictions)
     merged = {index: prediction for share in shares for index, prediction in share.items()}
     ordered = [merged[index] for index in picked]
-    return count_predictions(task, ordered), ordered
-
-
-def count_predictions(task: CoreTask, predictions: Sequence[Prediction]) -> TaskScore:
-    """The score of a task from what was predicted."""
-    too_long = sum(prediction.chosen is None for prediction in predictions)
-    return TaskScore(
+    too_long = sum(prediction.chosen is None for prediction in ordered)
+    score = TaskScore(
         task.label,
         task.kind,
         task.num_fewshot,
-        sum(prediction.correct for prediction in predictions),
-        len(predictions),
+        sum(prediction.correct for prediction in ordered),
+        len(ordered),
         task.baseline,
-        sum(prediction.num_dropped > 0 for prediction in predictions) - too_long,
+        sum(prediction.num_dropped > 0 for prediction in ordered) - too_long,
         too_long,
     )
+    return score, ordered
 
 
 Answer = tuple[list[float], list[bool]]
@@ -190,7 +185,9 @@ def _score_questions(
     budget = budget if batch_tokens is None else min(batch_tokens, budget)
     pending: dict[int, dict[int, Answer]] = {place: {} for place, question in enumerate(questions) if question.trees}
     trees = [(place, tree) for place in pending for tree in questions[place].trees]
-    for batch in plan_batches([_measure(tree) for _, tree in trees], budget):
+    # The last token of a tail is only predicted.
+    sizes = [(len(tree.prefix), sum(len(tail) - 1 for tail in tree.tails)) for _, tree in trees]
+    for batch in plan_batches(sizes, budget):
         answers = score_trees([trees[number][1] for number in batch], model, padding, device)
         for number, answer in zip(batch, answers, strict=True):
             place = trees[number][0]
@@ -200,13 +197,10 @@ def _score_questions(
                 yield place, ([x for losses, _ in parts for x in losses], [x for _, hits in parts for x in hits])
 
 
-def _measure(tree: Tree) -> tuple[int, int]:
-    """Tokens of the prefix and of the tails that the model reads: the last token of a tail is only predicted."""
-    return len(tree.prefix), sum(len(tail) - 1 for tail in tree.tails)
-
-
 def plan_batches(sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
     """Numbers of rows to compute together: alike in length, longest first, at most `budget` padded tokens, or one row.
+
+    sizes: tokens of the prefix and of the tails of each row.
 
     >>> plan_batches([(2, 0), (9, 1), (3, 0), (3, 1)], 8)
     [[1], [3, 2], [0]]
@@ -222,6 +216,59 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int
             batches.append([number])
             width = sizes[number]
     return batches
+
+
+Row = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A prefix and its tails; a tail may be empty, the prefix may not."""
+
+
+class TreeAttention:
+    """Many endings of one beginning in a single pass: a prefix and, side by side behind it, its tails.
+
+    Stands where the model expects a cache and keeps nothing. A token of a tail sees the whole prefix and its own tail,
+    at the positions it would have if that tail stood there alone: the states equal those of separate rows. ids and
+    positions: (B, S) int64, both parts padded on the right, where nothing looks.
+    """
+
+    def __init__(self, rows: Sequence[Row], padding: int, device: torch.device) -> None:
+        self.num_prefix = max(len(prefix) for prefix, _ in rows)
+        width = max(sum(map(len, tails)) for _, tails in rows)
+        ids = np.full((len(rows), self.num_prefix + width), padding, dtype=np.int64)
+        positions = np.zeros_like(ids)
+        positions[:, : self.num_prefix] = np.arange(self.num_prefix)
+        tail_numbers = np.full((len(rows), width), -1)  # which tail a place belongs to
+        for row, (prefix, tails) in enumerate(rows):
+            ids[row, : len(prefix)] = prefix
+            place = 0
+            for number, tail in enumerate(tails):
+                span = slice(place, place + len(tail))
+                ids[row, self.num_prefix :][span] = tail
+                positions[row, self.num_prefix :][span] = np.arange(len(prefix), len(prefix) + len(tail))
+                tail_numbers[row, span] = number
+                place += len(tail)
+        self.ids, self.positions = torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device)
+        numbers = torch.from_numpy(tail_numbers).to(device)
+        lengths = torch.tensor([len(prefix) for prefix, _ in rows], device=device)
+        sees_prefix = torch.arange(self.num_prefix, device=device) < lengths[:, None, None]  # (B, 1, P)
+        sees_tail = (numbers[:, :, None] == numbers[:, None]).tril()  # (B, T, T); padding sees padding, never nothing
+        self._mask = torch.cat((sees_prefix.expand(-1, width, -1), sees_tail), dim=2)[:, None]  # (B, 1, T, S)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, S, H, D) to k and v (B, S, G, D); returns (B, S, H, D)."""
+        first = self.num_prefix
+        prefix = attend(q[:, :first], k[:, :first], v[:, :first])
+        if q.size(1) == first:
+            return prefix
+        q, k, v = q[:, first:].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        tails = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, enable_gqa=k.size(1) != q.size(1))
+        return torch.cat((prefix, tails.transpose(1, 2)), dim=1)
+
+    def place(self, row: Row, tail: int, token: int) -> int:
+        """Where in its row of S the state lies that predicts token `token` of tail `tail`."""
+        prefix, tails = row
+        if token == 0:
+            return len(prefix) - 1
+        return self.num_prefix + sum(len(other) for other in tails[:tail]) + token - 1
 
 
 @torch.inference_mode()

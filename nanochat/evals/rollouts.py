@@ -5,13 +5,13 @@ Knows neither files nor settings nor what the answers are for: practice, a check
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanochat.engine.engine import Engine, complete
+from nanochat.conversation import Message
 from nanochat.engine.sampling import SamplingParams
-from nanochat.evals.chat import show_parts, split_parts, without_answer
-from nanochat.evals.passk import estimate_pass_at_k
+from nanochat.evals.chat import Progress, generate_answers, show_parts, split_parts, without_answer
+from nanochat.evals.passk import estimate_pass_at_k, list_ks
 from nanochat.runtime import World
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.bpe import Tokenizer
@@ -80,7 +80,7 @@ def sample_groups(
     questions: Sequence[int],
     plan: SamplingPlan,
     world: World | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Group]:
     """Answer every question plan.num_samples times; groups come in the order of the questions, on every rank all.
 
@@ -103,28 +103,23 @@ def _answer(
     questions: Sequence[int],
     places: Sequence[int],
     plan: SamplingPlan,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[Group]:
-    if not places:
-        return []
     examples = [task.example(questions[place]) for place in places]
     prompts = [render_prompt(tokenizer, without_answer(example)) for example in examples]
-    num_answers = len(places) * plan.num_samples
-    context = min(model.config.context, max(map(len, prompts)) + plan.max_new_tokens)
-    engine = Engine.for_chat(model, tokenizer, min(plan.batch_size, num_answers), context)
     asked, params = [], []
-    for number in range(num_answers):  # answers to one question stand together: they share the prompt's keys
-        row, sample = divmod(number, plan.num_samples)
-        seed = random.Random(f"{plan.seed}/{places[row]}/{sample}").getrandbits(62)
-        asked.append(prompts[row])
-        params.append(SamplingParams(plan.temperature, plan.top_k, seed=seed, max_new_tokens=plan.max_new_tokens))
-    answers = complete(engine, asked, params, progress)
+    for place, prompt in zip(places, prompts, strict=True):
+        for sample in range(plan.num_samples):  # answers to one question stand together: they share the prompt's keys
+            seed = random.Random(f"{plan.seed}/{place}/{sample}").getrandbits(62)
+            asked.append(prompt)
+            params.append(SamplingParams(plan.temperature, plan.top_k, seed=seed, max_new_tokens=plan.max_new_tokens))
+    answers = generate_answers(model, tokenizer, asked, params, plan.batch_size, progress)
     groups = []
     for row, place in enumerate(places):
         rollouts = []
         for answer in answers[row * plan.num_samples : (row + 1) * plan.num_samples]:
             parts = split_parts(tokenizer, answer.ids)
-            said = "".join(part.text for part in parts if part.kind == "text")
+            said = Message("assistant", parts).text
             rollouts.append(
                 Rollout(
                     ids=[*prompts[row], *answer.ids],
@@ -146,9 +141,8 @@ def measure_pass_at_k(groups: Sequence[Group]) -> dict[str, float]:
     pass_at_1_stderr is the standard error of that mean.
     """
     num_samples = len(groups[0].rollouts)
-    ks = sorted({2**power for power in range(num_samples.bit_length())} | {num_samples})
     values = {}
-    for k in ks:
+    for k in list_ks(num_samples):
         each = [estimate_pass_at_k(num_samples, group.num_right, k) for group in groups]
         values[f"pass_at_{k}"] = sum(each) / len(each)
         if k == 1 and len(each) > 1:

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.conversation import Conversation, user
-from nanochat.engine.engine import Engine, generate
 from nanochat.engine.sampling import SamplingParams
-from nanochat.evals.chat import show_parts, split_parts
+from nanochat.evals.chat import generate_answers, show_parts, split_parts
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.tools.calculator import calculate
@@ -47,35 +46,26 @@ def sample_texts(
     model, tokenizer: Tokenizer, prompts: Sequence[str] = TEXT_PROMPTS, max_new_tokens: int = 48
 ) -> tuple[Sample, ...]:
     """Continue documents. Prompts that leave no room in the context are cut to its last half."""
-    ids = [[tokenizer.bos_id, *_cut(tokenizer.encode(prompt), model.config.context)] for prompt in prompts]
-    return _continue(model, tokenizer, prompts, ids, max_new_tokens, has_tools=False)
+    context, asked = model.config.context, []
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt)
+        asked.append([tokenizer.bos_id, *(ids if len(ids) + 1 < context else ids[-(context // 2) :])])
+    return _continue(model, tokenizer, prompts, asked, max_new_tokens, None)
 
 
 def sample_answers(
     model, tokenizer: Tokenizer, prompts: Sequence[str] = CHAT_PROMPTS, max_new_tokens: int = 96
 ) -> tuple[Sample, ...]:
     """Answer questions with tools. Questions that leave no room in the context are left out."""
-    rendered = [(prompt, render_prompt(tokenizer, Conversation((user(prompt),)))) for prompt in prompts]
-    kept = [(prompt, ids) for prompt, ids in rendered if len(ids) < model.config.context]
-    return _continue(model, tokenizer, [prompt for prompt, _ in kept], [ids for _, ids in kept], max_new_tokens)
-
-
-def _cut(ids: list[int], context: int) -> list[int]:
-    return ids if len(ids) + 1 < context else ids[-(context // 2) :]
+    rendered = {prompt: render_prompt(tokenizer, Conversation((user(prompt),))) for prompt in prompts}
+    fitting = {prompt: ids for prompt, ids in rendered.items() if len(ids) < model.config.context}
+    return _continue(model, tokenizer, list(fitting), list(fitting.values()), max_new_tokens, calculate)
 
 
 def _continue(
-    model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    ids: list[list[int]],
-    max_new_tokens: int,
-    has_tools: bool = True,
+    model, tokenizer: Tokenizer, prompts: Sequence[str], asked: list[list[int]], max_new_tokens: int, tool
 ) -> tuple[Sample, ...]:
-    if not ids:
-        return ()
-    context = min(model.config.context, max(map(len, ids)) + max_new_tokens)
-    engine = Engine.for_chat(model, tokenizer, len(ids), context, tool=calculate if has_tools else None)
-    answers = generate(engine, ids, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens))
-    texts = (show_parts(split_parts(tokenizer, answer)) for answer in answers)
+    params = [SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)] * len(asked)
+    answers = generate_answers(model, tokenizer, asked, params, len(asked), tool=tool)
+    texts = (show_parts(split_parts(tokenizer, answer.text_ids)) for answer in answers)
     return tuple(Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True))

@@ -7,6 +7,7 @@ from nanochat.values import (
     first_number,
     parse_count,
     read_count,
+    read_fields,
     read_number,
     read_table,
     read_tables,
@@ -16,7 +17,7 @@ from nanochat.values import (
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """One graded example of a chat task."""
+    """One graded example of a chat task, for people to read; tool calls look like `[2+2 -> 4]`."""
 
     question: str
     answer: str
@@ -67,28 +68,19 @@ class ScoreRecord:
 def parse_score(stem: str, value: dict[str, Any]) -> ScoreRecord:
     """`sft_letters.json` holds the score `letters` of stage `sft`; keys of the file win over its name."""
     stage, _, name = stem.partition("_")
-    inner = value.get("score")
-    if isinstance(inner, dict):
-        value = {**value, **inner}
-    elif read_number(inner) is not None:
-        value = {"value": inner, **value}
-    bpb = read_number(value.get("bpb"))
-    accuracy = read_number(value.get("accuracy"))
-    total, correct, too_long = (read_count(value.get(key)) for key in ("total", "correct", "too_long"))
+    accuracy, bpb = read_number(value.get("accuracy")), read_number(value.get("bpb"))
     pass_at = [(parse_count(k), read_number(share)) for k, share in read_table(value.get("pass_at")).items()]
-    return ScoreRecord(
+    return read_fields(
+        ScoreRecord,
+        value,
         stage=read_text(value.get("stage")) or stage,
         name=_name_score(read_text(value.get("name")) or name or stem, value.get("tasks")),
         value=first_number(accuracy, bpb, value.get("value")),
-        is_accuracy=accuracy is not None or total is not None,
-        correct=correct,
-        total=total,
-        stderr=read_number(value.get("stderr")),
-        too_long=too_long or 0,
-        answers=tuple(_parse_answer(item) for item in read_tables(value.get("samples"))),
+        is_accuracy=accuracy is not None or read_count(value.get("total")) is not None,
+        answers=tuple(read_fields(SampledAnswer, item) for item in read_tables(value.get("samples"))),
         answers_each=read_count(value.get("answers_each")) or 1,
         pass_at=tuple(sorted((k, share) for k, share in pass_at if k is not None and share is not None)),
-        core_tasks=tuple(_parse_core_task(item) for item in read_tables(value.get("core_tasks"))),
+        core_tasks=tuple(read_fields(CoreTaskReport, item) for item in read_tables(value.get("core_tasks"))),
         missing=tuple((label, read_text(why)) for label, why in read_table(value.get("missing")).items()),
         max_per_task=read_count(read_table(value.get("settings")).get("max_per_task")),
         isolation=_describe_isolation(read_table(value.get("isolation"))),
@@ -111,24 +103,3 @@ def _describe_isolation(value: dict[str, Any]) -> str:
     layers, gaps = (", ".join(map(read_text, items)) for items in lists)
     allowed = f"; it could {gaps}" if gaps else ""
     return f"{read_text(value['level'])} isolation ({layers or 'no layer'}{allowed})"
-
-
-def _parse_core_task(value: dict[str, Any]) -> CoreTaskReport:
-    return CoreTaskReport(
-        label=read_text(value.get("label")),
-        kind=read_text(value.get("kind")).replace("_", " "),
-        num_fewshot=read_count(value.get("num_fewshot")),
-        total=read_count(value.get("total")),
-        accuracy=read_number(value.get("accuracy")),
-        stderr=read_number(value.get("stderr")),
-        baseline=read_number(value.get("baseline")),
-        centred=read_number(value.get("centred")),
-        truncated=read_count(value.get("truncated")) or 0,
-        too_long=read_count(value.get("too_long")) or 0,
-    )
-
-
-def _parse_answer(value: dict[str, Any]) -> SampledAnswer:
-    verdict = value.get("correct")
-    correct = verdict if isinstance(verdict, bool) else None
-    return SampledAnswer(read_text(value.get("question")), read_text(value.get("answer")), correct)

@@ -6,19 +6,31 @@ JSON Lines file that was cut short by a crash is left out and said.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat.evals.scores import ScoreRecord, parse_score
 from nanochat.files import is_edited
-from nanochat.paths import RunPaths
-from nanochat.report.compression import KindReport, parse_compression
-from nanochat.report.practice import PracticeReport, collect_practice
-from nanochat.values import first_number, read_number, read_text
+from nanochat.paths import TRAIN_STAGES, RunPaths
+from nanochat.values import (
+    first_number,
+    parse_count,
+    read_count,
+    read_fields,
+    read_number,
+    read_table,
+    read_tables,
+    read_text,
+)
 
-STAGES = ("tokenizer", "base", "mid", "sft", "rl")
-"""In the order in which they run; `rl` is shown only where it was started."""
+STAGES = ("tokenizer", *TRAIN_STAGES)
+"""In the order in which they run; `rl` is shown only if it was started."""
+MEANS = ("reward", "zero_variance", "truncated", "answer_tokens")
+"""What is averaged over the steps of practice."""
+MAX_ROWS = 12
+"""Measurements of practice that are shown."""
 
 Point = tuple[int, float]
 
@@ -30,6 +42,32 @@ class Sample:
     step: int | None
     prompt: str
     text: str
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """One kind of text: its bytes, and bytes per token by vocabulary."""
+
+    kind: str
+    bytes: int | None
+    ratios: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """pass@k by k at a step, and means (MEANS, by name) over the steps since the measurement before."""
+
+    step: int
+    pass_at: dict[int, float]
+    means: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PracticeReport:
+    """rewards: the share of right answers of every step."""
+
+    rewards: tuple[Point, ...] = ()
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,24 +124,23 @@ def collect_report(run: RunPaths) -> ReportData:
     """Read the run directory. A run that has nothing yet gives stages that say "not run"."""
     problems: list[str] = []
     saved = _read_object(run.settings, run, problems)
-    origins = saved.get("origins")
     environment = _read_object(run.root / "environment.json", run, problems)
     stages = []
     for name in STAGES:
         stage = _collect_stage(run, name, problems)
         if name != "rl" or stage.status != "not run":
             stages.append(stage)
-        recorded = stage.result.get("environment")
-        if not environment and isinstance(recorded, dict):
-            environment = recorded
-    edits = _find_edits(run, saved.get("settings"), problems)
+        environment = environment or read_table(stage.result.get("environment"))
+    settings = read_table(saved.get("settings"))
+    edits = _find_edits(run, settings, problems)
+    origins = dict(flatten(read_table(saved.get("origins")) | edits))
     if not edits and is_edited(saved):
         problems.append("settings.json was edited by hand: where its values come from may not hold")
     return ReportData(
         run=run.name,
         version=read_text(saved.get("nanochat_version")),
         preset=read_text(saved.get("preset")),
-        settings=_collect_settings(saved.get("settings"), (origins if isinstance(origins, dict) else {}) | edits),
+        settings=tuple((key, value, read_text(origins.get(key)) or "default") for key, value in flatten(settings)),
         stages=tuple(stages),
         scores=_collect_scores(run, problems),
         environment=environment,
@@ -123,13 +160,12 @@ def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _find_edits(run: RunPaths, settings: object, problems: list[str]) -> dict[str, str]:
+def _find_edits(run: RunPaths, settings: dict[str, Any], problems: list[str]) -> dict[str, str]:
     """Origins of the settings that are not those that a stage was trained with, which is a problem too."""
-    now = dict(flatten(settings)) if isinstance(settings, dict) else {}
-    edits = {}
+    now, edits = dict(flatten(settings)), {}
     for stage in STAGES:
-        used = _read_object(run.stage(stage).root / "inputs.json", run, problems).get("settings")
-        for key, value in used.items() if isinstance(used, dict) else ():
+        used = read_table(_read_object(run.stage(stage).root / "inputs.json", run, problems).get("settings"))
+        for key, value in used.items():
             if key in now and now[key] != value and key not in edits:
                 edits[key] = "edited by hand"
                 problems.append(
@@ -137,13 +173,6 @@ def _find_edits(run: RunPaths, settings: object, problems: list[str]) -> dict[st
                     f"{json.dumps(value)}"
                 )
     return edits
-
-
-def _collect_settings(settings: object, origins: dict[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    if not isinstance(settings, dict):
-        return ()
-    flat_origins = dict(flatten(origins))
-    return tuple((key, value, read_text(flat_origins.get(key)) or "default") for key, value in flatten(settings))
 
 
 def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport:
@@ -154,43 +183,76 @@ def _collect_stage(run: RunPaths, name: str, problems: list[str]) -> StageReport
     samples = _read_lines(paths.samples, run, problems)
     if not (result or plan or lines or samples):
         return StageReport(name, "not run")
-    # A resumed run logs some steps again: the last line of a step is the one that led to the result.
-    by_step: dict[int, dict[str, Any]] = {}
-    val: dict[int, float] = {}
-    for line in lines:
-        step, loss, bpb = line.get("step"), read_number(line.get("loss")), read_number(line.get("val_bpb"))
-        if not isinstance(step, int) or isinstance(step, bool):
-            continue
-        if loss is not None:
-            by_step[step] = line
-        if bpb is not None:
-            val[step] = bpb
-    steps = sorted(by_step)
-    last = by_step[steps[-1]] if steps else {}
-    rates = sorted(rate for step in steps if (rate := read_number(by_step[step].get("tokens_per_second"))) is not None)
-    shares = sorted(share for step in steps if (share := read_number(by_step[step].get("mfu"))) is not None)
-    seen = [step for step in (result.get("step"), *steps[-1:], *sorted(val)[-1:]) if isinstance(step, int)]
+    losses, val = _list_by_step(lines, "loss"), _list_by_step(lines, "val_bpb")
+    last = losses[-1] if losses else {}
+    seen = [read_count(line.get("step")) for line in (result, *losses[-1:], *val[-1:])]
     return StageReport(
         name=name,
         status="done" if result else "unfinished",
         plan=plan,
         result=result,
-        train_loss=tuple((step, float(by_step[step]["loss"])) for step in steps),
-        val_bpb=tuple(sorted(val.items())),
-        last_step=max(seen, default=None),
+        train_loss=_list_points(losses, "loss"),
+        val_bpb=_list_points(val, "val_bpb"),
+        last_step=max((step for step in seen if step is not None), default=None),
         seconds=first_number(result.get("seconds"), last.get("seconds")),
         tokens=first_number(result.get("tokens"), last.get("tokens")),
-        tokens_per_second=first_number(rates[len(rates) // 2] if rates else None, result.get("tokens_per_second")),
-        mfu=first_number(shares[len(shares) // 2] if shares else None, result.get("mfu")),
-        samples=tuple(_parse_sample(line) for line in samples),
+        tokens_per_second=first_number(_find_median(losses, "tokens_per_second"), result.get("tokens_per_second")),
+        mfu=first_number(_find_median(losses, "mfu"), result.get("mfu")),
+        samples=tuple(read_fields(Sample, line) for line in samples),
         practice=collect_practice(lines),
-        compression=parse_compression(_read_object(run.compression, run, problems) if name == "tokenizer" else {}),
+        compression=_collect_compression(run, problems) if name == "tokenizer" else (),
     )
 
 
-def _parse_sample(line: dict[str, Any]) -> Sample:
-    step = line.get("step")
-    return Sample(step if isinstance(step, int) else None, read_text(line.get("prompt")), read_text(line.get("text")))
+def _list_by_step(lines: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The lines that have a number there, by step. A resumed run takes some steps again: the last line counts."""
+    found = {}
+    for line in lines:
+        if read_count(line.get("step")) is not None and read_number(line.get(key)) is not None:
+            found[line["step"]] = line
+    return [found[step] for step in sorted(found)]
+
+
+def _list_points(lines: Sequence[dict[str, Any]], key: str) -> tuple[Point, ...]:
+    return tuple((line["step"], float(line[key])) for line in lines)
+
+
+def _list_numbers(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
+    return [number for line in lines if (number := read_number(line.get(key))) is not None]
+
+
+def _find_median(lines: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = sorted(_list_numbers(lines, key))
+    return values[len(values) // 2] if values else None
+
+
+def collect_practice(lines: Sequence[dict[str, Any]]) -> PracticeReport:
+    """From the records of the metrics: MAX_ROWS measurements, the first, the last, and what lies evenly between."""
+    taken, measured, before = _list_by_step(lines, "reward"), [], -1
+    passes: dict[int, dict[int, float]] = {}
+    for line in lines:
+        counts = {parse_count(key.removeprefix("pass_at_")): key for key in line if key.startswith("pass_at_")}
+        pass_at = {k: x for k, key in counts.items() if k is not None and (x := read_number(line[key])) is not None}
+        if pass_at and read_count(line.get("step")) is not None:
+            passes[line["step"]] = pass_at
+    for step in sorted(passes):
+        since = [line for line in taken if before < line["step"] <= step]
+        values = {key: _list_numbers(since, key) for key in MEANS}
+        measured.append(Measured(step, passes[step], {key: sum(x) / len(x) for key, x in values.items() if x}))
+        before = step
+    last = len(measured) - 1
+    if last >= MAX_ROWS:
+        measured = [measured[round(i * last / (MAX_ROWS - 1))] for i in range(MAX_ROWS)]
+    return PracticeReport(_list_points(taken, "reward"), tuple(measured))
+
+
+def _collect_compression(run: RunPaths, problems: list[str]) -> tuple[KindReport, ...]:
+    found = []
+    for item in read_tables(_read_object(run.compression, run, problems).get("kinds")):
+        shares = {name: read_number(share) for name, share in read_table(item.get("bytes_per_token")).items()}
+        ratios = tuple((name, ratio) for name, ratio in shares.items() if ratio is not None)
+        found.append(read_fields(KindReport, item, ratios=ratios))
+    return tuple(found)
 
 
 def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreRecord, ...]:
@@ -205,26 +267,27 @@ def _collect_scores(run: RunPaths, problems: list[str]) -> tuple[ScoreRecord, ..
 
 
 def _read_object(path: Path, run: RunPaths, problems: list[str]) -> dict[str, Any]:
+    name = path.relative_to(run.root).as_posix()
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.relative_to(run.root).as_posix()} cannot be read: {error}")
+        problems.append(f"{name} cannot be read: {error}")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{path.relative_to(run.root).as_posix()} is not a JSON object")
-        return {}
-    return value
+        problems.append(f"{name} is not a JSON object")
+    return read_table(value)
 
 
 def _read_lines(path: Path, run: RunPaths, problems: list[str]) -> list[dict[str, Any]]:
+    name = path.relative_to(run.root).as_posix()
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        problems.append(f"{path.relative_to(run.root).as_posix()} cannot be read: {error}")
+        problems.append(f"{name} cannot be read: {error}")
         return []
     values, bad = [], []
     for number, line in enumerate(lines, 1):
@@ -241,5 +304,5 @@ def _read_lines(path: Path, run: RunPaths, problems: list[str]) -> list[dict[str
     if bad:
         torn = " (cut short)" if bad == [len(lines)] else ""
         numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        problems.append(f"{path.relative_to(run.root).as_posix()}: left out line {numbers}{torn}")
+        problems.append(f"{name}: left out line {numbers}{torn}")
     return values

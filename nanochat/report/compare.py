@@ -23,22 +23,16 @@ def render_comparison(first: ReportData, second: ReportData) -> str:
 
 def settings_that_differ(first: ReportData, second: ReportData) -> Table:
     left, right = ({key: format_value(value) for key, value, _ in data.settings} for data in (first, second))
-    keys = [*left, *(key for key in right if key not in left)]
-    rows = tuple(
-        (key, left.get(key, NOTHING), right.get(key, NOTHING)) for key in keys if left.get(key) != right.get(key)
-    )
-    return Table(("setting", first.run, second.run), rows, code=frozenset({0, 1, 2}))
+    pairs = ((key, left.get(key, NOTHING), right.get(key, NOTHING)) for key in left | right)
+    rows = tuple((key, before, after) for key, before, after in pairs if before != after)
+    return Table(("setting", first.run, second.run), rows, num_literal=3)
 
 
 def scores_side_by_side(first: ReportData, second: ReportData) -> Table:
-    """The difference is given in standard errors of the difference where both scores have one."""
+    """The difference is given in standard errors of the difference if both scores have one."""
     left, right = ({(score.stage, score.name): score for score in _list_scores(data)} for data in (first, second))
-    keys = [*left, *(key for key in right if key not in left)]
-    rows = tuple(
-        (*key, _score(left.get(key)), _score(right.get(key)), _difference(left.get(key), right.get(key)))
-        for key in keys
-    )
-    return Table(("stage", "score", first.run, second.run, "difference"), rows, numeric=frozenset({2, 3, 4}))
+    rows = tuple((*key, *_compare(left.get(key), right.get(key))) for key in left | right)
+    return Table(("stage", "score", first.run, second.run, "difference"), rows, numbers_from=2)
 
 
 def _list_scores(data: ReportData) -> list[ScoreRecord]:
@@ -55,19 +49,16 @@ def _list_scores(data: ReportData) -> list[ScoreRecord]:
 
 def times_side_by_side(first: ReportData, second: ReportData) -> Table:
     left, right = ({stage.name: stage.seconds for stage in data.stages} for data in (first, second))
-    names = [*left, *(name for name in right if name not in left)]
-    rows = tuple((name, format_seconds(left.get(name)), format_seconds(right.get(name))) for name in names)
-    return Table(("stage", first.run, second.run), rows, numeric=frozenset({1, 2}))
+    rows = tuple((name, format_seconds(left.get(name)), format_seconds(right.get(name))) for name in left | right)
+    return Table(("stage", first.run, second.run), rows, numbers_from=1)
 
 
-def _score(score: ScoreRecord | None) -> str:
-    return NOT_RUN if score is None else format_score(score)
-
-
-def _difference(left: ScoreRecord | None, right: ScoreRecord | None) -> str:
+def _compare(left: ScoreRecord | None, right: ScoreRecord | None) -> tuple[str, str, str]:
+    """Both scores and their difference."""
+    before, after = (NOT_RUN if score is None else format_score(score) for score in (left, right))
     if left is None or right is None or left.value is None or right.value is None:
-        return NOTHING
+        return before, after, NOTHING
     change = right.value - left.value
     shown = f"{100 * change:+.1f} %" if right.is_accuracy else f"{change:+.4f}"
     error = math.hypot(left.stderr or 0.0, right.stderr or 0.0)
-    return f"{shown} ({abs(change) / error:.1f} std. errors)" if error else shown
+    return before, after, f"{shown} ({abs(change) / error:.1f} std. errors)" if error else shown

@@ -25,13 +25,12 @@ from nanochat.report.tables import (
 
 NOT_RUN = "not run"
 MAX_SAMPLES = 8
+VERDICTS = {True: "right", False: "wrong", None: "not graded"}
 
 
 @dataclass(frozen=True)
 class Heading:
-    """level: 1 is the title. anchor: what a link of the page leads to; "" for none. of: whose it is, where Markdown has
-    to say so. note: of the page alone.
-    """
+    """level: 1 is the title. anchor: where a link leads, or "". of: whose it is, for Markdown. note: for a page."""
 
     level: int
     text: str
@@ -170,20 +169,17 @@ def _build_stage(stage: StageReport) -> Iterator[Block]:
     epochs = stage.result.get("epochs")
     if repeats := describe_repeats(epochs) if isinstance(epochs, int | float) else "":
         yield Paragraph(f"{repeats[0].upper()}{repeats[1:]}.")
-    for title, table in (
-        ("Practice", practice_table(stage.practice)),
-        ("Compression", compression_table(stage.compression)),
-    ):
-        if table.rows:
-            yield Heading(3, title, of=stage.name)
-            yield table
+    if stage.practice.measured:
+        yield Heading(3, "Practice", of=stage.name)
+        yield practice_table(stage.practice)
+    if stage.compression:
+        yield Heading(3, "Compression", of=stage.name)
+        yield compression_table(stage.compression)
     yield from _build_samples(stage)
-    for title, table in (
-        ("Plan", fact_table(stage.plan)),
-        ("Result", fact_table({key: value for key, value in stage.result.items() if key != "environment"})),
-    ):
-        if table.rows:
-            yield Facts(title, table, of=stage.name)
+    result = {key: value for key, value in stage.result.items() if key != "environment"}
+    for title, facts in (("Plan", stage.plan), ("Result", result)):
+        if facts:
+            yield Facts(title, fact_table(facts), of=stage.name)
 
 
 def _build_samples(stage: StageReport) -> Iterator[Block]:

@@ -3,18 +3,9 @@
 from collections.abc import Iterable
 from html import escape
 
+from nanochat.evals.scores import SampledAnswer
+from nanochat.report import document
 from nanochat.report.collect import ReportData
-from nanochat.report.document import (
-    Answers,
-    Block,
-    Facts,
-    Figure,
-    Heading,
-    Items,
-    Paragraph,
-    SampleText,
-    build_document,
-)
 from nanochat.report.plot import plot_lines
 from nanochat.report.tables import Table
 from nanochat.text import escape_hidden
@@ -63,15 +54,11 @@ ul.problems { border-left: 3px solid var(--bad); padding: .25rem 0 .25rem 1.75re
 """
 
 
-VERDICTS = {True: ("right", "right"), False: ("wrong", "wrong"), None: ("none", "not graded")}
-"""Class and word of an answer."""
-
-
 def render_html(data: ReportData) -> str:
     """Write the whole page. The same data gives the same text."""
-    blocks = list(build_document(data))
+    blocks = list(document.build_document(data))
     title = f"Run {_text(data.run)}"
-    anchored = [block for block in blocks if isinstance(block, Heading) and block.anchor]
+    anchored = [block for block in blocks if isinstance(block, document.Heading) and block.anchor]
     links = "".join(
         f'<a href="#{_text(block.anchor)}">{_text(block.text.removeprefix("Stage "))}</a>' for block in anchored
     )
@@ -97,35 +84,37 @@ def render_html(data: ReportData) -> str:
     )
 
 
-def _print(blocks: Iterable[Block]) -> list[str]:
+def _print(blocks: Iterable[document.Block]) -> list[str]:
     return [text for block in blocks if (text := _print_block(block))]
 
 
-def _print_block(block: Block) -> str:
+def _print_block(block: document.Block) -> str:
     match block:
-        case Heading(level, text, anchor, _, note):
+        case document.Heading(level, text, anchor, _, note):
             name = f' id="{_text(anchor)}"' if anchor else ""
             return f"<h{level}{name}>{_text(text)}{_small(note)}</h{level}>"
-        case Paragraph(text, kind):
+        case document.Paragraph(text, kind):
             return f'<p class="{kind}">{_text(text)}</p>' if kind else f"<p>{_text(text)}</p>"
-        case Items(texts):
+        case document.Items(texts):
             return f'<ul class="problems">{"".join(f"<li>{_text(text)}</li>" for text in texts)}</ul>'
         case Table():
             return _table(block)
-        case Figure(caption, title, curves):
+        case document.Figure(caption, title, curves):
             svg = plot_lines(curves, title, "step")
             return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" if svg else ""
-        case SampleText(prompt, text, gap):
+        case document.SampleText(prompt, text, gap):
             return f'<pre class="sample"><b>{_text(prompt)}</b>{gap}{_text(text)}</pre>'
-        case Answers(title, value, answers):
-            shown = (
-                f'<div class="sample"><span class="{VERDICTS[answer.correct][0]}">{VERDICTS[answer.correct][1]}</span>'
-                f"<pre><b>{_text(answer.question)}</b>\n{_text(answer.answer)}</pre></div>"
-                for answer in answers
-            )
-            return _fold(f"Answers: {title}", value, "\n".join(shown))
-        case Facts(title, table, _, note):
+        case document.Answers(title, value, answers):
+            return _fold(f"Answers: {title}", value, "\n".join(map(_answer, answers)))
+        case document.Facts(title, table, _, note):
             return _fold(title, note, _table(table))
+
+
+def _answer(answer: SampledAnswer) -> str:
+    verdict = document.VERDICTS[answer.correct]
+    kind = "none" if answer.correct is None else verdict
+    texts = f"<b>{_text(answer.question)}</b>\n{_text(answer.answer)}"
+    return f'<div class="sample"><span class="{kind}">{verdict}</span><pre>{texts}</pre></div>'
 
 
 def _small(note: str) -> str:
@@ -139,8 +128,8 @@ def _fold(title: str, note: str, body: str) -> str:
 
 def _table(table: Table) -> str:
     def cell(tag: str, index: int, text: str) -> str:
-        kind = "number" if index in table.numeric else text if text in ("done", "unfinished") else ""
-        content = f"<code>{_text(text)}</code>" if tag == "td" and index in table.code else _text(text)
+        kind = "number" if table.is_number(index) else text if text in ("done", "unfinished") else ""
+        content = f"<code>{_text(text)}</code>" if tag == "td" and index < table.num_literal else _text(text)
         return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"
 
     head = "".join(cell("th", index, text) for index, text in enumerate(table.header))

@@ -41,16 +41,11 @@ def plot_lines(series: Sequence[Series], title: str, x_label: str) -> str:
     def place_y(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    look = 'font-size="12" fill="#808890" role="img"'
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {look} aria-label="{html.escape(title)}">',
-        f"<title>{html.escape(title)}</title>",
-    ]
+    name, look = html.escape(title), 'font-size="12" fill="#808890" role="img"'
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {look} aria-label="{name}">', f"<title>{name}</title>"]
     for tick in y_ticks:
-        y = place_y(tick)
-        parts.append(
-            f'<line class="grid" stroke="#d0d4d8" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
+        y, ends = place_y(tick), f'x1="{LEFT}" x2="{WIDTH - RIGHT}"'
+        parts.append(f'<line class="grid" stroke="#d0d4d8" {ends} y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.evals.scores import ScoreRecord
-from nanochat.report.collect import ReportData, StageReport, flatten
-from nanochat.report.compression import KindReport
-from nanochat.report.practice import PracticeReport
+from nanochat.report.collect import KindReport, PracticeReport, ReportData, StageReport, flatten
 from nanochat.values import first_number
 
 NOTHING = "-"
@@ -17,12 +15,17 @@ COLUMNS = ("base", "mid", "sft")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are unescaped text; `code` names the columns that hold keys or values to show literally."""
+    """Cells are unescaped text. The first num_literal columns hold keys or values to show literally; from numbers_from
+    on they hold numbers.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int] = frozenset()
-    code: frozenset[int] = frozenset()
+    numbers_from: int | None = None
+    num_literal: int = 0
+
+    def is_number(self, column: int) -> bool:
+        return self.numbers_from is not None and column >= self.numbers_from
 
 
 def stage_table(data: ReportData) -> Table:
@@ -31,31 +34,21 @@ def stage_table(data: ReportData) -> Table:
         (
             stage.name,
             stage.status,
-            NOTHING if stage.last_step is None else f"{stage.last_step:,}",
-            NOTHING if stage.tokens is None else f"{stage.tokens:,.0f}",
+            _show(stage.last_step, ","),
+            _show(stage.tokens, ",.0f"),
             format_seconds(stage.seconds),
-            NOTHING if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}",
-            NOTHING if stage.mfu is None else f"{100 * stage.mfu:.1f} %",
-            format_number(None if stage.practice.rewards else find_loss(stage)),
-            format_number(stage.val_bpb[-1][1] if stage.val_bpb else None),
+            _show(stage.tokens_per_second, ",.0f"),
+            _format_share(stage.mfu),
+            NOTHING if stage.practice.rewards else _show(find_loss(stage), ".4f"),
+            _show(stage.val_bpb[-1][1] if stage.val_bpb else None, ".4f"),
         )
         for stage in data.stages
     )
-    total = sum(stage.seconds or 0 for stage in data.stages)
-    if total:
+    if total := sum(stage.seconds or 0 for stage in data.stages):
         rows += (("total", "", "", "", format_seconds(total), "", "", "", ""),)
-    header = (
-        "stage",
-        "status",
-        "steps",
-        "tokens",
-        "time",
-        "median tokens/s",
-        "MFU",
-        "train loss",
-        "val bpb of its data",
-    )
-    return Table(header, rows, numeric=frozenset(range(2, 9)))
+    speed = ("time", "median tokens/s", "MFU")
+    header = ("stage", "status", "steps", "tokens", *speed, "train loss", "val bpb of its data")
+    return Table(header, rows, numbers_from=2)
 
 
 def find_loss(stage: StageReport) -> float | None:
@@ -79,11 +72,11 @@ def score_table(scores: Sequence[ScoreRecord]) -> Table:
                 name,
                 *(_format_with_error(found[stage]) if stage in found else NOTHING for stage in stages),
                 " to ".join(f"{total:,}" for total in dict.fromkeys((*totals[:1], *totals[-1:]))) or NOTHING,
-                f"{too_long:,}" if too_long else NOTHING,
+                _show(too_long or None, ","),
             )
         )
     header = ("score", *stages, "examples", "too long")
-    return Table(header, tuple(rows), numeric=frozenset(range(1, len(header))))
+    return Table(header, tuple(rows), numbers_from=1)
 
 
 def _format_with_error(score: ScoreRecord) -> str:
@@ -100,7 +93,7 @@ def pass_table(scores: Sequence[ScoreRecord]) -> Table:
         for score in scores
     )
     header = ("stage", "score", "answers each", *(f"pass@{k}" for k in ks))
-    return Table(header, rows, numeric=frozenset(range(2, len(header))))
+    return Table(header, rows, numbers_from=2)
 
 
 def core_table(score: ScoreRecord) -> Table:
@@ -108,20 +101,20 @@ def core_table(score: ScoreRecord) -> Table:
     rows = tuple(
         (
             task.label,
-            task.kind,
-            NOTHING if task.num_fewshot is None else str(task.num_fewshot),
-            NOTHING if task.total is None else f"{task.total:,}",
+            task.kind.replace("_", " "),
+            _show(task.num_fewshot),
+            _show(task.total, ","),
             _format_share(task.accuracy),
             _format_share(task.stderr),
             _format_share(task.baseline),
-            NOTHING if task.centred is None else f"{task.centred:.3f}",
-            f"{task.truncated:,}" if task.truncated else NOTHING,
-            f"{task.too_long:,}" if task.too_long else NOTHING,
+            _show(task.centred, ".3f"),
+            _show(task.truncated or None, ","),
+            _show(task.too_long or None, ","),
         )
         for task in score.core_tasks
     )
     header = ("task", "kind", "shots", "questions", "accuracy", "std. error", "guessing", "centred", "cut", "too long")
-    return Table(header, rows, numeric=frozenset(range(2, 10)))
+    return Table(header, rows, numbers_from=2)
 
 
 def _format_share(value: float | None) -> str:
@@ -136,12 +129,12 @@ def practice_table(practice: PracticeReport) -> Table:
             f"{row.step:,}",
             *(_format_share(row.pass_at.get(k)) for k in ks),
             *(_format_share(row.means.get(key)) for key in ("reward", "zero_variance", "truncated")),
-            NOTHING if "answer_tokens" not in row.means else f"{row.means['answer_tokens']:.1f}",
+            _show(row.means.get("answer_tokens"), ".1f"),
         )
         for row in practice.measured
     )
     header = ("step", *(f"pass@{k}" for k in ks), "right in training", "no signal", "cut", "tokens an answer")
-    return Table(header, rows, numeric=frozenset(range(len(header))))
+    return Table(header, rows, numbers_from=0)
 
 
 def compression_table(kinds: tuple[KindReport, ...]) -> Table:
@@ -150,23 +143,23 @@ def compression_table(kinds: tuple[KindReport, ...]) -> Table:
     rows = tuple(
         (
             kind.kind,
-            NOTHING if kind.num_bytes is None else f"{kind.num_bytes:,}",
-            *(f"{dict(kind.ratios)[name]:.2f}" if name in dict(kind.ratios) else NOTHING for name in names),
+            _show(kind.bytes, ","),
+            *(_show(dict(kind.ratios).get(name), ".2f") for name in names),
         )
         for kind in kinds
     )
-    return Table(("bytes per token", "bytes", *names), rows, numeric=frozenset(range(1, len(names) + 2)))
+    return Table(("bytes per token", "bytes", *names), rows, numbers_from=1)
 
 
 def settings_table(data: ReportData) -> Table:
     rows = tuple((key, format_value(value), origin) for key, value, origin in data.settings)
-    return Table(("setting", "value", "from"), rows, code=frozenset({0, 1}))
+    return Table(("setting", "value", "from"), rows, num_literal=2)
 
 
 def fact_table(facts: dict[str, Any]) -> Table:
     """A plan, a result or the environment: dotted keys and values."""
     rows = tuple((key, format_value(value)) for key, value in flatten(facts))
-    return Table(("fact", "value"), rows, code=frozenset({0, 1}))
+    return Table(("fact", "value"), rows, num_literal=2)
 
 
 def format_score(score: ScoreRecord) -> str:
@@ -177,8 +170,9 @@ def _format_rate(value: float | None, as_percent: bool) -> str:
     return "" if value is None else f"{100 * value:.1f} %" if as_percent else f"{value:.4f}"
 
 
-def format_number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
+def _show(value: float | None, form: str = "") -> str:
+    """A number in a format, such as ",": thousands apart."""
+    return NOTHING if value is None else format(value, form)
 
 
 def format_value(value: Any) -> str:

@@ -30,20 +30,20 @@ from nanochat.runtime import (
 from nanochat.stages.base import Pretraining
 from nanochat.stages.display import Display
 from nanochat.stages.evaluate import run_evaluate
-from nanochat.stages.exhaustion import memory_errors
 from nanochat.stages.finetune import Finetuning
+from nanochat.stages.fit import memory_errors
 from nanochat.stages.job import Job, read_settings
 from nanochat.stages.lock import hold_run, lock_run
 from nanochat.stages.rl import Practice
 from nanochat.stages.tokenizer import run_tokenizer
 from nanochat.training.stop import INTERRUPTED, StopRequests
 
-RUN_STAGE: dict[str, Callable[[Job, Display], Any]] = {
+RUN_STAGE: dict[str, Callable[[Job], Any]] = {
     "tokenizer": run_tokenizer,
-    "base": lambda job, display: Pretraining(job, display).run(),
-    "mid": lambda job, display: Finetuning(job, display, "mid", before="base").run(),
-    "sft": lambda job, display: Finetuning(job, display, "sft", before="mid").run(),
-    "rl": lambda job, display: Practice(job, display).run(),
+    "base": lambda job: Pretraining(job, "base").run(),
+    "mid": lambda job: Finetuning(job, "mid").run(),
+    "sft": lambda job: Finetuning(job, "sft").run(),
+    "rl": lambda job: Practice(job, "rl").run(),
 }
 
 
@@ -62,11 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with (
         RankWatch(folder, rank.rank, rank.world_size, rank.is_managed, launch=options.launch) as watch,
         _open_log(folder, options, rank) as log,
-        Display(
-            quiet=options.quiet or (rank.is_managed and terminal is None),
-            stream=terminal,
-            log=log,
-        ) as display,
+        Display(options.quiet or (rank.is_managed and terminal is None), stream=terminal, log=log) as display,
     ):
         try:
             with _disk_errors(options):
@@ -97,7 +93,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--of", default=None, metavar="STAGE[@STEP]", help="evaluate: whose models, with commas (default: the furthest)"
     )
     parser.add_argument("--score", default="all", help="evaluate: bpb, core, chat, several with commas, or all")
-    parser.add_argument("--keep-finished", action="store_true", help="evaluate: go on with an interrupted one")
+    parser.add_argument("--keep-finished", action="store_true", help="evaluate: continue an interrupted one")
     parser.add_argument("--log-samples", action="store_true", help="evaluate: also write every prediction of CORE")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="evaluate: a setting for this call only"
@@ -127,15 +123,15 @@ def _run(options: argparse.Namespace, rank: Rank, watch: RankWatch, display: Dis
         if world.is_main and (warning := describe_unsynced(run.root)):
             display.say(warning)
         dtype, reason = pick_dtype(settings.runtime.dtype, world.device)
-        job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop)
+        job = Job(workspace, run, settings, world, dtype, reason, resume, watch.progress, stop, display)
         with memory_errors(job, options.stage):
             if options.stage == "evaluate":
                 with hold_run(run) if world.is_main else contextlib.nullcontext():
                     for of in options.of.split(",") if options.of else [None]:
-                        run_evaluate(job, display, of, options.score, options.keep_finished, options.log_samples)
+                        run_evaluate(job, of, options.score, options.keep_finished, options.log_samples)
             else:
                 with lock_run(run) if world.is_main else contextlib.nullcontext():
-                    RUN_STAGE[options.stage](job, display)
+                    RUN_STAGE[options.stage](job)
         world.close()
     return 0
 

@@ -50,8 +50,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Load a model for inference with its tokenizer; the dict is the checkpoint's meta.
 
-    dtype: what the model computes in, and the type of its weights. Raises DataError where the checkpoint is corrupt or
-    was trained with another tokenizer than the one that lies there.
+    dtype: of its computing and of its weights. Raises DataError if the checkpoint is corrupt or was trained with
+    another tokenizer than the one that is there.
     """
     checkpoint = load_checkpoint(model_path.checkpoint, with_optimizer=False)
     return assemble_model(model_path, checkpoint, device, dtype, kind)
@@ -60,7 +60,7 @@ def load_model(
 def assemble_model(
     model_path: ModelPath, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: str | None = None
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """load_model, of a checkpoint that is read already."""
+    """load_model, of a checkpoint that has been read."""
     tokenizer = load_tokenizer(find_tokenizer(model_path), kind)
     check_tokenizer(checkpoint.meta, tokenizer, str(model_path))
     model = build_model(read_config(checkpoint.meta, str(model_path)), device, dtype, weights_dtype=dtype)
@@ -107,6 +107,17 @@ def load_newest(
     return found, read[0]
 
 
+def find_source(job: Job, before: str) -> ModelPath:
+    """The last checkpoint of a finished stage. Raises MissingError if it is not finished."""
+    paths, name = job.run.stage(before), job.run.name
+    steps = paths.steps()
+    if not steps:
+        raise MissingError(f"run {name!r} has no {before} model to start from", f"nanochat train {before} --run {name}")
+    if not paths.result.is_file():
+        raise MissingError(f"{before} of run {name!r} is not finished (step {steps[-1]})", f"nanochat resume {name}")
+    return ModelPath(paths.checkpoint(steps[-1]), job.run, before, steps[-1])
+
+
 def suggest_whole(model_path: ModelPath) -> str:
     """The command to type if a checkpoint is damaged; "" for a bare folder."""
     if model_path.run is None:
@@ -129,7 +140,7 @@ def build_model(
 
 
 def load_weights(model: GPT, tensors: dict[str, torch.Tensor], name: str, assign: bool = False) -> None:
-    """Fill a model. Raises DataError where the tensors are not this model's. assign: take them, without a copy."""
+    """Fill a model. Raises DataError if the tensors are not this model's. assign: take them, without a copy."""
     try:
         model.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:
@@ -148,7 +159,7 @@ def read_config(meta: dict[str, Any], name: str) -> GPTConfig:
 
 
 def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer, name: str) -> None:
-    """Raise DataError where a checkpoint was trained with another tokenizer."""
+    """Raise DataError if a checkpoint was trained with another tokenizer."""
     trained_with = str(meta.get("tokenizer_hash"))
     if trained_with != tokenizer.hash:
         raise DataError(
@@ -159,8 +170,8 @@ def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer, name: str) -> No
 
 def build_session(
     model_path: ModelPath,
-    device_wish: str = "auto",
-    dtype_wish: str = "auto",
+    device_name: str = "auto",
+    dtype_name: str = "auto",
     *,
     params: SamplingParams = CHAT_SAMPLING,
     system: str = "",
@@ -168,8 +179,8 @@ def build_session(
     say: Callable[[str], None] = lambda text: None,
 ) -> ChatSession:
     """A conversation with a trained model, for every face. say: told if another checkpoint takes its place."""
-    device = pick_device(device_wish)
-    dtype, _ = pick_dtype(dtype_wish, device)
+    device = pick_device(device_name)
+    dtype, _ = pick_dtype(dtype_name, device)
     found, checkpoint = load_newest(model_path, say)
     model, tokenizer, _ = assemble_model(found, checkpoint, device, dtype)
     return ChatSession(model, tokenizer, name=str(found), params=params, system=system, stop_strings=stop_strings)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from nanochat.files import write_atomically
 from nanochat.machine import end_with_parent, read_rank
 from nanochat.runtime import World, open_world, pick_device, read_environ
 
@@ -23,21 +24,21 @@ REPEATS = {"cpu": 5, "cuda": 20}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and leave the report; what goes wrong stands in the report too."""
-    folder, wish = sys.argv[1:] if arguments is None else arguments
+    folder, device = sys.argv[1:] if arguments is None else arguments
     rank = read_rank(read_environ())
     path = Path(folder) / f"rank_{rank.rank}.json"
     report: dict = {"rank": rank.rank, "pid": os.getpid(), "state": "started"}
-    write_report(path, report)
+    write_atomically(path, json.dumps(report))
     try:
-        world = open_world(pick_device(wish), rank)
-        write_report(path, report := report | {"state": "joined"})
+        world = open_world(pick_device(device), rank)
+        write_atomically(path, json.dumps(report := report | {"state": "joined"}))
         report["sums"] = [measure_sum(world, size) for size in SIZES[world.device.type]]
-        write_report(path, report | {"state": "done"})
+        write_atomically(path, json.dumps(report | {"state": "done"}))
         world.close()
     except Exception as error:  # the boundary of this process: the report is how it speaks
         lines = str(error).strip().splitlines() or [""]
         message = f"{type(error).__name__}: {lines[0][:300]}"
-        write_report(path, report | {"state": "failed", "error": message, "time": time.time()})
+        write_atomically(path, json.dumps(report | {"state": "failed", "error": message, "time": time.time()}))
         return 1
     return 0
 
@@ -60,13 +61,6 @@ def measure_sum(world: World, num_bytes: int) -> dict:
         world.all_reduce_sum(tensor)
     _synchronize(world)
     return {"bytes": num_bytes, "right": right, "seconds": (time.perf_counter() - started) / repeats}
-
-
-def write_report(path: Path, report: dict) -> None:
-    """Replace the report at once: it is read while ranks hang."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(report), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _synchronize(world: World) -> None:

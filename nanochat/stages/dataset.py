@@ -1,5 +1,6 @@
-"""The pretraining text of a run: found, or, for the demo, made on the spot."""
+"""The pretraining text of a run: found, or, for the demo, made on the spot. Loads no torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,44 +13,39 @@ from nanochat.tasks.demo import generate_documents
 
 if TYPE_CHECKING:
     from nanochat.runtime import World
-    from nanochat.stages.display import Display
 
 DEMO = "demo"
 DEMO_CHARS = {"train": 12_000_000, "val": 300_000}
 """Three times what the demo preset reads, made in a few seconds: 4M characters a second on one core."""
 
 
-def find_dataset(workspace: Workspace, name: str) -> Path:
-    """The folder of a data set that is there. Raises MissingError with the command that brings it."""
-    folder = workspace.dataset(name)
-    if not (folder / MANIFEST).is_file():
-        command = "nanochat download data --preset d20" if name in TEXT_SOURCES else ""
-        hint = command or f"nanochat download import DIR --name {name}"
-        if name == DEMO:
-            hint = "nanochat tokenize train --preset demo"
-        raise MissingError(f"data set {name!r} is not in {folder}", hint)
-    load_manifest(folder)
-    return folder
+def open_dataset(workspace: Workspace, name: str, say: Callable[[str], None], world: "World | None" = None) -> Path:
+    """The folder of a data set, whose text is made now if it is the demo's and absent.
 
-
-def open_dataset(workspace: Workspace, name: str, display: "Display", world: "World | None" = None) -> Path:
-    """find_dataset, after making the demo's text if that is asked for and absent.
-
-    Collective: every rank of `world` calls this; rank 0 looks and makes, the others wait for it.
+    Raises MissingError with the command that downloads it. Collective: every rank of `world` calls this; rank 0 looks
+    and makes, the others wait for it.
     """
+    folder = workspace.dataset(name)
 
     def find() -> Path:
-        folder = workspace.dataset(name)
-        if name == DEMO and not (folder / MANIFEST).is_file():
-            display.say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
+        if (folder / MANIFEST).is_file():
+            load_manifest(folder)
+        elif name == DEMO:
+            say(f"making the demo text: {sum(DEMO_CHARS.values()) / 1e6:.1f}M characters")
             make_demo(folder)
-        return find_dataset(workspace, name)
+        else:
+            hint = f"nanochat download import DIR --name {name}"
+            raise MissingError(
+                f"data set {name!r} is not in {folder}",
+                "nanochat download data --preset d20" if name in TEXT_SOURCES else hint,
+            )
+        return folder
 
     if world is None:
         return find()
-    folder = world.ask_main(find)
-    await_path(folder / MANIFEST)
-    return folder
+    found = world.ask_main(find)
+    await_path(found / MANIFEST)
+    return found
 
 
 def make_demo(folder: Path) -> None:

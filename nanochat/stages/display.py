@@ -4,11 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nanochat.errors import NanochatError
 from nanochat.text import can_rewrite, format_seconds, plain_text
@@ -16,38 +15,23 @@ from nanochat.text import can_rewrite, format_seconds, plain_text
 SECONDS_BETWEEN_LINES = 2.0  # of plain progress: enough to see life, few enough for a log file
 
 
-class Display:
-    """One stage's voice. Use as a context manager, so that the bar is taken down whatever happens.
+class Display(contextlib.AbstractContextManager):
+    """What one stage says. Use as a context manager, so that the bar is taken down whatever happens.
 
     stream: where people read; default: standard error. log: gets every line too, also when quiet. A terminal that has
     gone and a log on a full disk cost their lines and nothing else.
     """
 
-    def __init__(
-        self,
-        quiet: bool = False,
-        live: bool | None = None,
-        stream: TextIO | None = None,
-        log: TextIO | None = None,
-    ) -> None:
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None, log: TextIO | None = None) -> None:
         self.quiet = quiet
         self._stream, self._log = stream, log
-        self._live = not quiet and can_rewrite(self.stream) if live is None else live
+        self._live = not quiet and can_rewrite(self.stream)
         self._progress: Progress | None = None
         self._warned = False
-        self._task: TaskID | None = None
         self._name = ""
-        self._last_line = 0.0
-        self._started = 0.0
-        self._first_done = 0.0
-        self._last_done = -1.0
+        self._started = self._first_done = self._last_line = self._last_done = 0.0
 
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.finish()
 
     @property
@@ -73,23 +57,22 @@ class Display:
         now = time.monotonic()
         if name != self._name:
             self.finish()
-            self._name, self._started, self._first_done, self._last_line = name, now, done, 0.0
-            self._last_done = -1.0
+            self._name, self._started, self._first_done = name, now, done
+            self._last_line, self._last_done = 0.0, -1.0
             if self._live:
                 self._progress = _build_progress(self.stream)
                 self._progress.start()
-                self._task = self._progress.add_task(name, total=total, detail="")
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, detail=detail)
+                self._progress.add_task(name, total=total, detail="")
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=done, total=total, detail=detail)
         if done != self._last_done and (now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total):
             self._last_line, self._last_done = now, done
             share = f"{100 * done / total:.0f}%" if total else ""
-            left = self._seconds_left(now, done, total)
-            parts = [
-                f"{name} {done:,.0f}/{total:,.0f} ({share})",
-                detail,
-                f"{format_seconds(left)} left" if left else "",
-            ]
+            parts = [f"{name} {done:,.0f}/{total:,.0f} ({share})", detail]
+            fresh = done - self._first_done
+            if fresh > 0 and done < total:
+                left = (now - self._started) * (total - done) / fresh
+                parts.append(f"{format_seconds(left)} left" if left else "")
             line = plain_text("  ".join(part for part in parts if part))
             self._keep(line)
             if self._progress is None and not self.quiet:
@@ -100,7 +83,7 @@ class Display:
         if self._progress is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._progress.stop()
-        self._progress, self._task, self._name = None, None, ""
+        self._progress, self._name = None, ""
 
     def show_step(self, stage: str, record: dict, num_steps: int) -> None:
         """One record of the training loop."""
@@ -131,10 +114,6 @@ class Display:
     def _keep(self, text: str) -> None:
         if self._log is not None:
             _write(self._log, text)
-
-    def _seconds_left(self, now: float, done: float, total: float) -> float | None:
-        fresh = done - self._first_done
-        return (now - self._started) * (total - done) / fresh if fresh > 0 and done < total else None
 
 
 def _write(stream: TextIO, text: str) -> None:

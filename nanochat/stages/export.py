@@ -61,9 +61,8 @@ def export_hf(
 ) -> Export:
     """Write the folder in one step and verify it before it gets its name; what stood there is replaced.
 
-    A base model has no chat template: it has not learnt conversations. dtype: of the weights. say: told if another
-    checkpoint takes the place of a damaged one. Raises what `load_newest` raises, CapacityError where the disk is full,
-    CheckError where what was written reads back as something else.
+    A base model gets no chat template: it has not learnt conversations. dtype: of the weights. Raises what
+    `load_newest` raises, CapacityError if the disk is full, CheckError if what was written reads back differently.
     """
     model_path, checkpoint = load_newest(model_path, say)
     name = str(model_path)
@@ -77,10 +76,10 @@ def export_hf(
     stage = model_path.stage or read_manifest(model_path.checkpoint).get("stage")
     is_chat = stage != "base"
     texts = {
-        "config.json": _dump(_describe_model(config, tokenizer, dtype, is_chat)),
-        "generation_config.json": _dump(_describe_generation(tokenizer, is_chat)),
+        "config.json": json.dumps(_describe_model(config, tokenizer, dtype, is_chat), indent=2),
+        "generation_config.json": json.dumps(_describe_generation(tokenizer, is_chat), indent=2),
         "tokenizer.json": build_exported(tokenizer.merges, tokenizer.pattern, tokenizer.special_ids).to_str(),
-        "tokenizer_config.json": _dump(build_tokenizer_config(config.context, is_chat)),
+        "tokenizer_config.json": json.dumps(build_tokenizer_config(config.context, is_chat), indent=2),
     }
     metadata = {"format": "pt", "model": name, "nanochat": __version__, "tokenizer_sha256": tokenizer.hash}
     needed = sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES
@@ -97,7 +96,7 @@ def export_hf(
 
 
 def verify_weights(path: Path, sha256: str, tensors: dict[str, Tensor]) -> None:
-    """Raise CheckError where a file is not what was written, or is read as other tensors."""
+    """Raise CheckError if a file is not what was written, or is read as other tensors."""
     if hash_file(path) != sha256:
         raise _describe_damage(path, "its SHA-256 is not that of what was written")
     try:
@@ -112,7 +111,7 @@ def verify_weights(path: Path, sha256: str, tensors: dict[str, Tensor]) -> None:
 
 
 def verify_texts(folder: Path, texts: dict[str, str], tokenizer: Tokenizer) -> None:
-    """Raise CheckError where a text is not what was written, or the tokenizer gives other ids than ours."""
+    """Raise CheckError if a text is not what was written, or the tokenizer gives other ids than ours."""
     for name, text in texts.items():
         if (folder / name).read_text(encoding="utf-8") != text + "\n":
             raise _describe_damage(folder / name, "it is not what was written")
@@ -139,10 +138,6 @@ def _describe_generation(tokenizer: Tokenizer, is_chat: bool) -> dict[str, Any]:
     if is_chat:
         values |= {"do_sample": True, "temperature": CHAT_SAMPLING.temperature, "top_k": CHAT_SAMPLING.top_k}
     return values
-
-
-def _dump(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2)
 
 
 def _describe_damage(path: Path, what: str) -> CheckError:

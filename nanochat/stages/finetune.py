@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from nanochat.config.plan import FinetunePlan, plan_finetune
 from nanochat.config.settings import FinetuneSettings
@@ -15,11 +15,8 @@ from nanochat.data.replay import ReplayLoader, split_cursor
 from nanochat.data.shards import load_manifest, measure_largest_group
 from nanochat.evals.samples import Sample, sample_answers
 from nanochat.model.gpt import GPT
+from nanochat.stages.base import PackedStage
 from nanochat.stages.dataset import open_dataset
-from nanochat.stages.display import Display
-from nanochat.stages.fit import fit_batch
-from nanochat.stages.job import Job
-from nanochat.stages.packed import PackedStage
 from nanochat.tasks.catalog import build_mixture, list_untested
 from nanochat.tokenizer.bpe import Tokenizer
 
@@ -27,37 +24,32 @@ OVERLONG_SAID = {"drop": "dropped", "truncate": "truncated", "error": "an error"
 
 
 class Finetuning(PackedStage):
-    """Train on a mixture of conversations, starting from the last model of the stage before.
-
-    before: that stage. Raises MissingError where it is not done.
-    """
+    """Train on a mixture of conversations, from the last model of the stage before. Raises MissingError without one."""
 
     options: FinetuneSettings
 
-    def __init__(self, job: Job, display: Display, name: Literal["mid", "sft"], before: str) -> None:
-        super().__init__(job, name, display)
-        self.stage: Literal["mid", "sft"] = name
-        self.before = before
-
     def prepare(self) -> None:
-        world, options, settings = self.world, self.options, self.job.settings
-        self.open_source(self.before)
+        options, settings = self.options, self.job.settings
+        self.open_source()
         seed, tasks = settings.runtime.seed, self.job.workspace.tasks
         self.conversations = build_mixture(options.mixture, "train", seed, folder=tasks)
         self.examples = build_mixture(options.mixture, "test", seed, folder=tasks)
-        for note in (*self.conversations.notes(), *describe_untested(options.mixture, self.job)):
+        for note in self.conversations.notes():
             self.say(note)
+        if untested := ", ".join(list_untested(options.mixture, folder=tasks)):
+            self.say(f"validation of {untested} measures what is trained on: there are no test examples of their own")
         self.data_hash = self.conversations.content_hash()
-        self.job = fit_batch(self.job, self.stage, self.config, self.display)
+        self.fit_rows()
         self.folder: Path | None = None  # of the pretraining text that is mixed in
         self.replayed: dict[str, str] = {}
         if options.replay:
-            self.folder = open_dataset(self.job.workspace, settings.data.dataset, self.display, world)
+            self.folder = open_dataset(self.job.workspace, settings.data.dataset, self.say, self.world)
             self.replayed = {"dataset": settings.data.dataset, "dataset_hash": load_manifest(self.folder).hash}
             self.group_bytes = measure_largest_group(self.folder)
         with self.build_conversations(self.job.rows, 0, 1, None) as probe:
             self.epoch = probe.measure_epoch()
-        self.plan = plan_finetune(self.job.settings, self.stage, world.world_size, self.epoch.rows, self.config)
+        stage, num_ranks = cast(Literal["mid", "sft"], self.name), self.world.world_size
+        self.plan = plan_finetune(self.job.settings, stage, num_ranks, self.epoch.rows, self.config)
         self.say(describe_epoch(self.epoch, self.plan, options.overlong, options.replay))
 
     def build_conversations(self, rows: int, rank: int, world_size: int, cursor: dict | None) -> FinetuneLoader:
@@ -137,13 +129,6 @@ def describe_epoch(epoch: EpochSize, plan: FinetunePlan, overlong: str, replay: 
         fate = OVERLONG_SAID[overlong]
         lines.append(f"{about}{epoch.too_long:,} of them are longer than the context of {plan.context:,}: {fate}")
     return "\n".join(lines)
-
-
-def describe_untested(mixture: Sequence[str], job: Job) -> Iterator[str]:
-    """The sentence about tasks that have no test examples of their own; nothing if all have."""
-    names = list_untested(mixture, folder=job.workspace.tasks)
-    if names:
-        yield f"validation of {', '.join(names)} measures what is trained on: there are no test examples of their own"
 
 
 def iter_validation(examples: Conversations, tokenizer: Tokenizer, rows: int, context: int) -> Iterator[Batch]:

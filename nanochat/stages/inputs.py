@@ -7,14 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.config.load import flatten
 from nanochat.config.settings import Settings
 from nanochat.errors import UsageError
 from nanochat.files import hash_file
-from nanochat.paths import TRAIN_STAGES, RunPaths, Workspace
+from nanochat.paths import RunPaths, Workspace
 from nanochat.tasks.entry import CUSTOM, parse_spec
+
+if TYPE_CHECKING:
+    from nanochat.stages.job import Job
 
 FREE = frozenset(
     {"runtime.device", "runtime.dtype", "runtime.compile", "runtime.log_every", "runtime.hang_seconds"}
@@ -28,8 +31,6 @@ FREE = frozenset(
 
 SHARED = ("model", "batch", "runtime")
 """Tables that every training stage depends on."""
-
-STAGES = ("tokenizer", *TRAIN_STAGES)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def hash_data(stage: str, settings: Settings, workspace: Workspace) -> dict[str,
         if (folder / MANIFEST).is_file():
             found[f"data set {settings.data.dataset!r}"] = load_manifest(folder).hash
     if stage in ("mid", "sft", "rl"):
-        wish = getattr(settings, stage)
-        files = list_files([wish.task or ""] if stage == "rl" else wish.mixture)
+        options = getattr(settings, stage)
+        files = list_files([options.task or ""] if stage == "rl" else options.mixture)
         found |= {name: hash_file(path) for name, path in files.items() if path.is_file()}
     return found
 
@@ -79,6 +80,19 @@ def list_files(mixture: Sequence[str]) -> dict[str, Path]:
         if name.startswith(CUSTOM) or path.endswith(".py"):
             files[name if name.startswith(CUSTOM) else path] = Path(path).expanduser()
     return files
+
+
+def read_inputs_of_all(job: "Job", stage: str) -> Inputs:
+    """What the stage depends on now. Collective: all ranks raise UsageError if one reads other data than rank 0."""
+    inputs = Inputs(list_settings(stage, job.settings), hash_data(stage, job.settings, job.workspace))
+    first, *others = job.world.all_gather(inputs.data)
+    for rank, data in enumerate(others, start=1):
+        if data != first:
+            names = ", ".join(find_changed_data(first, data) or sorted(set(first) ^ set(data)))
+            raise UsageError(
+                f"{names} is another one for rank {rank} than for rank 0", "--home DIR  # one that all machines share"
+            )
+    return inputs
 
 
 def read_inputs(run: RunPaths, stage: str) -> Inputs | None:
@@ -105,11 +119,11 @@ def find_edits(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
 
 def find_changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Names of data that both have and that differs."""
-    return [name for name in before if name in now and before[name] != now[name]]
+    return list(find_edits(before, now))
 
 
 def continue_inputs(run: RunPaths, stage: str, now: Inputs, step: int) -> Inputs:
-    """The inputs of a stage that goes on at a step, with what has changed since it began; `now` at step 0.
+    """The inputs of a stage that continues at a step, with what has changed since it began; `now` at step 0.
 
     Raises UsageError if a setting that its steps were taken with has been edited: the result would lie.
     """

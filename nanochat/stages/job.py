@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from nanochat.config.settings import Settings
 from nanochat.errors import DataError, MissingError, UsageError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.runtime import World
+from nanochat.stages.display import Display
 from nanochat.training.stop import StopRequests
 
 
@@ -21,7 +23,7 @@ class Job:
     """What a stage is told.
 
     progress: takes where the work stands, for the watch over the ranks. stop: requests to stop, caught already; None:
-    the loop catches its own. resume_command: what continues this stage.
+    the loop catches its own. resume_command: what continues this stage. display: what people see.
     """
 
     workspace: Workspace
@@ -33,6 +35,11 @@ class Job:
     resume_command: str = "nanochat resume"
     progress: Callable[[int, str], None] = lambda step, phase: None
     stop: StopRequests | None = None
+    display: Display = field(default_factory=Display)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def rows(self) -> int:
@@ -46,15 +53,26 @@ class Job:
         """Whether training must choose its kernels; those of a CPU repeat their bits anyway."""
         return self.settings.runtime.deterministic and self.world.device.type == "cuda"
 
+    def say(self, text: str) -> None:
+        self.display.say(text)
+
+    def advance(self, name: str, done: int, total: int, unit: str) -> None:
+        """Tell people and the watch over the ranks how far `name` is."""
+        self.progress(done, name)
+        self.display.advance(name, done, total, unit)
+
+    def with_settings(self, table: str, **values: Any) -> "Job":
+        """The same job with other values in one table of its settings."""
+        changed = getattr(self.settings, table).model_copy(update=values)
+        return replace(self, settings=self.settings.model_copy(update={table: changed}))
+
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Workspace, RunPaths, Settings]:
     """Read `<home>/runs/<run>/settings.json`, which names the workspace and the run by where it lies.
 
-    overrides: `key=value`, on top of what is saved.
-    Raises MissingError, DataError or UsageError with what is wrong.
+    overrides: `key=value`, on top of what is saved. Raises MissingError, DataError or UsageError with what is wrong.
     """
     path = path.absolute()
-    run = RunPaths(path.parent)
     if path.parent.parent.name != "runs":
         raise UsageError(f"{path} does not lie in <home>/runs/<run>", "nanochat run --preset demo")
     try:
@@ -70,4 +88,4 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Workspace,
         raise UsageError(f"{path}: {place}: {first['msg']}", "nanochat config validate") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}", "nanochat run --preset demo") from error
-    return Workspace(path.parent.parent.parent), run, settings
+    return Workspace(path.parent.parent.parent), RunPaths(path.parent), settings

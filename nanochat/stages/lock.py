@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from nanochat.errors import DataError, UsageError
 from nanochat.files import disk_errors, try_lock
@@ -13,7 +13,7 @@ HOLD = ".evaluating"
 
 
 def find_holder(run: RunPaths) -> str:
-    """The id of the process that holds the run's lock; "" where none does. Leaves the lock as it is."""
+    """The id of the process that holds the run's lock; "" if none does. Leaves the lock as it is."""
     try:
         with run.lock.open("r", encoding="utf-8") as file:
             if not try_lock(file, shared=True):
@@ -32,20 +32,15 @@ def name_holder(run: RunPaths, holder: str) -> UsageError:
 
 @contextmanager
 def hold_run(run: RunPaths) -> Iterator[None]:
-    """Keep a run from being removed; any number of processes may, and training goes on beside them."""
-    file = None
-    with suppress(OSError):  # no locks here, or nothing may be written
-        file = (run.root / HOLD).open("a+", encoding="utf-8")
-        try_lock(file, shared=True)
-    try:
+    """Keep a run from being removed; any number of processes may, and training continues beside them."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # no locks here, or nothing may be written
+            try_lock(stack.enter_context((run.root / HOLD).open("a+", encoding="utf-8")), shared=True)
         yield
-    finally:
-        if file is not None:
-            file.close()
 
 
 def check_unused(run: RunPaths) -> None:
-    """Raise UsageError where an evaluation reads the run."""
+    """Raise UsageError if an evaluation reads the run."""
     try:
         with (run.root / HOLD).open("r", encoding="utf-8") as file:
             is_unused = try_lock(file)
@@ -59,10 +54,9 @@ def check_unused(run: RunPaths) -> None:
 
 @contextmanager
 def lock_run(run: RunPaths) -> Iterator[None]:
-    """Hold the run's lock. Raises UsageError, naming the process, where another one holds it; DataError where the
-    file system has no locks.
+    """Hold the run's lock, which the system releases however the process ends.
 
-    The system releases it when the process ends, however it ends, so there is no stale lock to clean up.
+    Raises UsageError, naming the process, if another one holds it; DataError if the file system has no locks.
     """
     with disk_errors(run.root):
         run.root.mkdir(parents=True, exist_ok=True)

@@ -18,20 +18,22 @@ from nanochat.data.cursor import HASH, name_changes
 from nanochat.data.policy import PolicyRow, build_policy_batches, compute_advantages
 from nanochat.errors import CheckError, DataError, UsageError
 from nanochat.evals.chat import spread_indices
+from nanochat.evals.passk import list_ks
 from nanochat.evals.rollouts import Group, SamplingPlan, find_fitting, measure_pass_at_k, sample_groups
 from nanochat.evals.samples import Sample, sample_answers
 from nanochat.model.attention import varied_lengths
 from nanochat.model.gpt import GPT
 from nanochat.runtime import any_kernels
-from nanochat.stages.display import Display
-from nanochat.stages.fit import fit_batch
-from nanochat.stages.job import Job
-from nanochat.stages.rollout_facts import Watch, describe_groups, list_records
 from nanochat.stages.stage import Stage
 from nanochat.tasks.graded import build_graded
 from nanochat.tasks.task import Task
 from nanochat.training.loop import Pace
-from nanochat.training.rollout_files import RolloutFiles
+from nanochat.training.metrics import RolloutFiles
+
+STREAK = 3
+"""Steps in a row before a warning: a single one happens by chance."""
+MUCH_TRUNCATED = 0.5
+"""Share of answers cut for their length from which on it is the length that is learnt from."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Practice(Stage):
     """Practise on rl.task, starting from the sft model.
 
     The questions follow from the seed and the step alone, and so do the random numbers of sampling: a resumed run asks
-    and answers the same, bit for bit. Raises MissingError where sft is not done, UsageError where the task gives no
-    rewards, and CheckError where the model never succeeds before the first step.
+    and answers the same, bit for bit. Raises MissingError if sft is not done, UsageError if the task gives no
+    rewards, and CheckError if the model never succeeds before the first step.
     """
 
     scored_by = "pass_at_1"
@@ -67,12 +69,6 @@ class Practice(Stage):
     measures_first = True
     uncompiled = "answers have other lengths every time"
     options: RlSettings
-
-    def __init__(self, job: Job, display: Display) -> None:
-        super().__init__(job, "rl", display)
-        # The place of the data, which the cursor keeps: questions are asked before the loop counts the step.
-        self.num_asked, self.without_signal = 0, 0
-        self.facts: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         with varied_lengths():
@@ -82,27 +78,27 @@ class Practice(Stage):
         options, folder = self.options, self.job.workspace.tasks
         if options.task is None:
             raise UsageError("rl.task is unset: there is nothing to practise on", "--set rl.task=arithmetic")
-        self.open_source("sft")
+        self.open_source()
         context = self.config.context
         self.task, self.test = (build_graded(options.task, split, folder=folder) for split in ("train", "test"))
         numbers = find_fitting(self.task, self.tokenizer, context)
         if not numbers:
-            raise DataError(
-                f"none of the {self.task.num_examples():,} questions of {options.task} fits the context of {context} "
-                "tokens",
-                "nanochat run --run NAME --set model.context=...  # a new run with a longer one",
-            )
+            count = f"none of the {self.task.num_examples():,} questions of {options.task}"
+            hint = "nanochat run --run NAME --set model.context=...  # a new run with a longer one"
+            raise DataError(f"{count} fits the context of {context} tokens", hint)
         fitting = find_fitting(self.test, self.tokenizer, context)
         self.tested = [fitting[place] for place in spread_indices(len(fitting), options.eval_questions)]
-        self.job = fit_batch(_uncompiled(self.job), "rl", self.config, self.display)
+        self.fit_rows()
         self.plan = plan_rl(self.job.settings, self.world.world_size, len(numbers), self.config)
         self.files = RolloutFiles(self.paths.root / "rollouts", options.keep_rollouts)
         self.questions = Questions(numbers, self.job.settings.runtime.seed)
+        # The place of the data, which the cursor keeps: questions are asked before the loop counts the step.
+        self.num_asked, self.without_signal = 0, 0
+        self.facts: dict[str, Any] = {}
         self.watch = Watch(options)
         self.data_hash = self.task.content_hash()
-        self.notes = [
-            f"rewards of {options.task}: {len(numbers):,} training questions, {len(self.tested)} test questions"
-        ]
+        counts = f"{len(numbers):,} training questions, {len(self.tested)} test questions"
+        self.notes = [f"rewards of {options.task}: {counts}"]
         if self.num_left_out:
             self.notes.append(f"{self.num_left_out:,} questions are left out: longer than the context")
 
@@ -169,13 +165,13 @@ class Practice(Stage):
         def progress(done: int, total: int) -> None:
             self.job.progress(self.num_asked, f"answer {done} of {total}")
             if name:
-                self.display.advance(name, done, total, "answers")
+                self.job.display.advance(name, done, total, "answers")
 
         with any_kernels():
             sampler = self.model.cast_weights()  # anew each time: never the weights of a step before
             groups = sample_groups(sampler, self.tokenizer, task, questions, plan, self.world, progress)
         if name:
-            self.display.finish()
+            self.job.display.finish()
         return groups
 
     def measure(self) -> dict[str, Any]:
@@ -184,7 +180,7 @@ class Practice(Stage):
         num_samples = self.options.eval_samples
         groups = self.sample_groups(self.test, self.tested, self.plan_sampling("pass@k", num_samples), "pass@k")
         values = measure_pass_at_k(groups)
-        shown = ", ".join(f"pass@{k} {100 * values[f'pass_at_{k}']:.1f}%" for k in list_measured_ks(values))
+        shown = ", ".join(f"pass@{k} {100 * values[f'pass_at_{k}']:.1f}%" for k in list_ks(num_samples))
         self.say(f"{shown} of {len(self.tested)} test questions, {num_samples} answers to each")
         return values | {"eval_questions": len(self.tested), "eval_truncated": describe_groups(groups)["truncated"]}
 
@@ -222,10 +218,7 @@ class Practice(Stage):
         }
 
     def check_signal(self) -> None:
-        """Raise CheckError where the model answers no training question right.
-
-        Says so where there is as little to learn because every answer is right.
-        """
+        """Raise CheckError if the model answers no training question right; say so if it answers all of them right."""
         options, name = self.options, self.job.run.name
         numbers = self.questions.order(-1)[: options.check_questions]
         groups = self.sample_groups(self.task, numbers, self.plan_sampling("check"), "check")
@@ -257,15 +250,77 @@ def describe_loss(before: float, after: float, source: str) -> str:
     return f"practice did not help: pass@1 was {was} and is {now}; `nanochat chat {source}` is the model before it"
 
 
-def list_measured_ks(values: dict[str, Any]) -> list[int]:
-    """
-    >>> list_measured_ks({"pass_at_1": 0.5, "pass_at_1_stderr": 0.1, "pass_at_4": 0.9})
-    [1, 4]
-    """
-    return [int(name.removeprefix("pass_at_")) for name in values if name.removeprefix("pass_at_").isdigit()]
+def describe_groups(groups: Sequence[Group]) -> dict[str, Any]:
+    """Shares and means over the answers of a step; the shares of zero variance and of one answer are of questions."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    num_answers, num_groups = len(rollouts), len(groups)
+    return {
+        "reward": sum(r.reward for r in rollouts) / num_answers,
+        "solved": sum(group.num_right > 0 for group in groups) / num_groups,
+        "zero_variance": sum(not group.has_signal for group in groups) / num_groups,
+        "one_answer": sum(len({r.text for r in group.rollouts}) == 1 for group in groups) / num_groups,
+        "truncated": sum(r.truncated for r in rollouts) / num_answers,
+        "with_tool": sum(r.with_tool for r in rollouts) / num_answers,
+        "answer_tokens": sum(r.num_tokens for r in rollouts) / num_answers,
+        "longest_answer": max(r.num_tokens for r in rollouts),
+    }
 
 
-def _uncompiled(job: Job) -> Job:
-    """The rows of a step have another length every time: compiled kernels of a shape would hardly be used twice."""
-    runtime = job.settings.runtime.model_copy(update={"compile": False})
-    return replace(job, settings=job.settings.model_copy(update={"runtime": runtime}))
+def list_records(step: int, task: Task, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """A line for each answer, as `nanochat rl show` reads them."""
+    records = []
+    for group in groups:
+        example = task.example(group.question)
+        advantages = compute_advantages(group.rewards)
+        for number, (rollout, advantage) in enumerate(zip(group.rollouts, advantages, strict=True)):
+            records.append(
+                {
+                    "step": step,
+                    "question": group.question,
+                    "prompt": example.messages[-2].text,
+                    "right": example.messages[-1].text,
+                    "sample": number,
+                    "answer": rollout.text,
+                    "reward": rollout.reward,
+                    "advantage": round(advantage, 6),
+                    "tokens": rollout.num_tokens,
+                    "forced": rollout.num_tokens - sum(rollout.chosen),
+                    "truncated": rollout.truncated,
+                }
+            )
+    return records
+
+
+class Watch:
+    """Warns if steps teach nothing or the wrong thing; once, until it has been well again."""
+
+    def __init__(self, options: RlSettings) -> None:
+        self._options = options
+        self._streaks: dict[str, int] = {}
+
+    def look(self, step: int, facts: dict[str, Any]) -> list[str]:
+        """Sentences for the step that has just been sampled."""
+        limit, num_samples = self._options.max_new_tokens, self._options.samples_per_question
+        longer = f"--set rl.max_new_tokens={2 * limit}"
+        found = {
+            "no signal": (
+                facts["zero_variance"] == 1,
+                f"the answers to each question were all right or all wrong ({facts['reward']:.0%} right): "
+                "such a step has no gradient and changes nothing",
+            ),
+            "cut": (
+                facts["truncated"] >= MUCH_TRUNCATED,
+                f"{facts['truncated']:.0%} of answers were cut at {limit} tokens: {longer}, in a new run",
+            ),
+            "collapse": (
+                facts["one_answer"] == 1 and facts["reward"] < 1,
+                f"every question got one and the same answer {num_samples} times, and not all are right: "
+                "the model has stopped trying others",
+            ),
+        }
+        sentences = []
+        for name, (is_so, sentence) in found.items():
+            self._streaks[name] = self._streaks.get(name, 0) + 1 if is_so else 0
+            if self._streaks[name] == STREAK:
+                sentences.append(f"warning: steps {step - STREAK + 1} to {step}: {sentence}")
+        return sentences

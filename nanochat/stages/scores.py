@@ -12,13 +12,12 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nanochat
-from nanochat.checkpoint.checkpoint import MANIFEST, MODEL
+from nanochat.checkpoint.manifest import MODEL, read_manifest
 from nanochat.config.load import read_saved
 from nanochat.config.settings import SAMPLED
 from nanochat.files import write_atomically
@@ -33,7 +32,7 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated. about: what every score says of it, for someone who wants the same number again."""
+    """What is evaluated. about: what every score says of it, so that the same number can be had again."""
 
     path: ModelPath
     model: GPT
@@ -41,32 +40,27 @@ class Subject:
     about: dict[str, Any]
 
 
-def load_subject(job: Job, say: Callable[[str], None], of: str | None = None) -> Subject:
+def load_subject(job: Job, of: str | None = None) -> Subject:
     """The furthest model of the run, or the one of stage `of` ("sft", "sft@650"). Collective: every rank calls this."""
     name = f"{job.run.name}/{of}" if of else job.run.name
     path = job.world.ask_main(lambda: job.workspace.resolve_model(name))
-    path, checkpoint = load_newest(path, say, job.world)
+    path, checkpoint = load_newest(path, job.say, job.world)
     assert path.stage is not None
     model, tokenizer, meta = assemble_model(path, checkpoint, job.world.device, job.dtype, job.settings.tokenizer.kind)
     about = {
         "stage": path.stage,
         "step": path.step,
         "model": str(path),
-        "model_sha256": read_model_hash(path.checkpoint),
+        "model_sha256": read_manifest(path.checkpoint)["files"][MODEL]["sha256"],  # which has been checked
         "tokenizer_hash": meta["tokenizer_hash"],
         "nanochat_version": nanochat.__version__,
         "code_sha256": hash_code(),
         "device": job.world.device.type,
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype": job.dtype_name,
         "seed": job.settings.runtime.seed,
         "settings": job.settings.eval.model_dump(),
     }
     return Subject(path, model, tokenizer, about)
-
-
-def read_model_hash(checkpoint: Path) -> str:
-    """The SHA-256 of the weights, from the manifest that they have been checked against."""
-    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"][MODEL]["sha256"]
 
 
 @functools.cache
@@ -80,7 +74,7 @@ def hash_code() -> str:
 
 
 def identify(subject: Subject, **what: Any) -> str:
-    """The hash of everything that a score hangs on. what: its data and the settings that change it."""
+    """The hash of everything that a score depends on. what: its data and the settings that change it."""
     keys = ("model_sha256", "tokenizer_hash", "code_sha256", "device", "dtype", "seed", "stage", "step")
     whole = {key: subject.about[key] for key in keys} | what
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -126,8 +120,8 @@ def is_as_run_says(run: RunPaths, record: dict[str, Any]) -> bool:
     measured = record.get("measured")
     if not isinstance(measured, dict) or not run.settings.is_file():
         return True
-    wish = read_saved(run.settings)[1].eval
-    return all(measured.get(key, getattr(wish, key)) == getattr(wish, key) for key in SAMPLED)
+    options = read_saved(run.settings)[1].eval.model_dump(include=set(SAMPLED))
+    return all(measured.get(key, value) == value for key, value in options.items())
 
 
 def measure_extent(record: dict[str, Any]) -> tuple[int, int]:
@@ -154,12 +148,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def write_record(job: Job, path: Path, record: dict[str, Any]) -> None:
-    """Write what is a part of a score; rank 0 does."""
-    if job.world.is_main:
-        write_atomically(path, json.dumps(record, indent=1))
 
 
 def find_score(job: Job, path: Path, identity: str) -> dict[str, Any] | None:

@@ -7,47 +7,37 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 import nanochat
-from nanochat.checkpoint.checkpoint import Checkpoint, check_shared, latest_good, remove_stale, save_checkpoint
-from nanochat.checkpoint.retention import find_best
+from nanochat.checkpoint.checkpoint import (
+    Checkpoint,
+    check_shared,
+    find_best,
+    latest_good,
+    remove_stale,
+    save_checkpoint,
+)
+from nanochat.config.device_batch import Stage as StageName
 from nanochat.config.plan import StagePlan
 from nanochat.config.settings import TrainSettings
-from nanochat.errors import DataError, MissingError, NumericalError, StoppedError, UsageError
+from nanochat.errors import DataError, NumericalError, StoppedError, UsageError
 from nanochat.evals.samples import Sample
 from nanochat.files import write_atomically
 from nanochat.model.accounting import count_params, flops_per_token
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW, build_optimizer
-from nanochat.paths import ModelPath
+from nanochat.paths import TRAIN_STAGES
 from nanochat.runtime import name_device, peak_flops
-from nanochat.stages.assemble import (
-    build_model,
-    check_tokenizer,
-    load_newest,
-    load_weights,
-    open_tokenizer,
-    read_config,
-)
-from nanochat.stages.bits import describe_change, describe_computing
-from nanochat.stages.compile import compile_loss
-from nanochat.stages.display import Display
-from nanochat.stages.inputs import (
-    Inputs,
-    continue_inputs,
-    dump_inputs,
-    find_changed_data,
-    hash_data,
-    inputs_path,
-    list_settings,
-)
+from nanochat.stages import assemble
+from nanochat.stages.computing import MemoryWatch, compile_loss, describe_change, describe_computing
+from nanochat.stages.fit import fit_batch
+from nanochat.stages.inputs import Inputs, continue_inputs, dump_inputs, inputs_path, read_inputs_of_all
 from nanochat.stages.job import Job
-from nanochat.stages.memory import MemoryWatch
 from nanochat.text import format_seconds
 from nanochat.tokenizer.bpe import Tokenizer
 from nanochat.training.loop import Event, Pace, Training, TrainState, train
@@ -76,8 +66,8 @@ class Stage(Training):
     plan: StagePlan
     model: GPT
 
-    def __init__(self, job: Job, name: str, display: Display) -> None:
-        self.job, self.name, self.display = job, name, display
+    def __init__(self, job: Job, name: str) -> None:
+        self.job, self.name, self.say = job, name, job.say
         self.world, self.paths = job.world, job.run.stage(name)
         self.options: TrainSettings = getattr(job.settings, name)
         self.metrics, self.samples = MetricsFile(self.paths.metrics), MetricsFile(self.paths.samples)
@@ -94,12 +84,12 @@ class Stage(Training):
         self.begin()
         changed = self.open_data(self.state.cursor)
         if changed:
-            self.display.say(f"{changed}: training continues at about the same place of its epoch, not exactly there")
-        self.compute_loss, self.compiled = compile_loss(self.job, self.model, self.display, self.uncompiled)
+            self.say(f"{changed}: training continues at about the same place of its epoch, not exactly there")
+        self.compute_loss, self.compiled = compile_loss(self.job, self.model, self.uncompiled)
         self.announce(before)
         self.pace = self.set_pace()
-        tracking = start_tracking(self.job.settings.runtime.track if self.world.is_main else None, self.paths, self.say)
-        self.tracking = tracking
+        tracker = self.job.settings.runtime.track if self.world.is_main else None
+        tracking = self.tracking = start_tracking(tracker, self.paths, self.say)
         try:
             if self.state.step == 0 and self.measures_first:
                 self.evaluate()
@@ -110,7 +100,7 @@ class Stage(Training):
             raise
         finally:
             self.close_data()
-            self.display.finish()
+            self.job.display.finish()
             tracking.close(self.say)
         return self.finish()
 
@@ -133,7 +123,7 @@ class Stage(Training):
 
     @abstractmethod
     def measure(self) -> dict[str, Any] | None:
-        """What measuring the model finds, for the metrics; None where there is nothing to measure it on."""
+        """What measuring the model finds, for the metrics; None if there is nothing to measure it on."""
 
     @abstractmethod
     def sample(self, model: GPT) -> Sequence[Sample]:
@@ -170,21 +160,23 @@ class Stage(Training):
         assert self.plan.num_steps is not None
         return self.plan.num_steps
 
-    def say(self, text: str) -> None:
-        self.display.say(text)
-
     def progress(self, step: int, phase: str) -> None:
         self.job.progress(step, phase)
 
-    def open_source(self, before: str) -> None:
+    def open_source(self) -> None:
         """Start from the last model of the stage before: its weights, config and tokenizer."""
-        source, checkpoint = load_newest(
-            self.world.ask_main(lambda: find_source(self.job, before)), self.say, self.world
-        )
-        self.tokenizer, self.source = open_tokenizer(self.job), str(source)
-        check_tokenizer(checkpoint.meta, self.tokenizer, self.source)
-        self.config = read_config(checkpoint.meta, self.source)
+        before = TRAIN_STAGES[TRAIN_STAGES.index(self.name) - 1]
+        found = self.world.ask_main(lambda: assemble.find_source(self.job, before))
+        source, checkpoint = assemble.load_newest(found, self.say, self.world)
+        self.tokenizer, self.source = assemble.open_tokenizer(self.job), str(source)
+        assemble.check_tokenizer(checkpoint.meta, self.tokenizer, self.source)
+        self.config = assemble.read_config(checkpoint.meta, self.source)
         self.weights = checkpoint.model
+
+    def fit_rows(self) -> None:
+        """Find the rows of a micro-batch, once the model is known."""
+        job = self.job.with_settings("runtime", compile=False) if self.uncompiled else self.job
+        self.job = fit_batch(job, cast(StageName, self.name), self.config)
 
     def restore(self) -> dict[str, Any]:
         """Model, optimizer and state of the newest good checkpoint, or fresh ones; returns what computed it."""
@@ -199,13 +191,13 @@ class Stage(Training):
             if world.is_main:
                 self.paths.result.unlink(missing_ok=True)
             raise
-        self.model = build_model(self.config, world.device, job.dtype)
+        self.model = assemble.build_model(self.config, world.device, job.dtype)
         if found is not None:
             self._check_same(found[1])
-            load_weights(self.model, found[1].model, f"{job.run.name}/{self.name}@{found[0]}")
+            assemble.load_weights(self.model, found[1].model, f"{job.run.name}/{self.name}@{found[0]}")
             self.say(f"continuing {self.name} from step {found[0]}")
         elif self.weights is not None:
-            load_weights(self.model, self.weights, self.source)
+            assemble.load_weights(self.model, self.weights, self.source)
         else:
             self.model.init_weights(job.settings.runtime.seed)
         self.optimizer: MuonAdamW = build_optimizer(
@@ -245,8 +237,7 @@ class Stage(Training):
     def announce(self, computed_by: dict[str, Any]) -> None:
         """Say what is going to be trained, on what, and how far it is. computed_by: of the checkpoint."""
         job, config, compiled = self.job, self.config, self.compiled()
-        rows = self.plan.device_batch_size
-        self.computing = describe_computing(self.world, job.dtype, rows, compiled.startswith("yes"))
+        self.computing = describe_computing(job, compiled.startswith("yes"))
         change = describe_change(computed_by, self.computing, job.resume_command)
         if change and self.state.step < self.num_steps:
             self.say(change)
@@ -256,7 +247,7 @@ class Stage(Training):
         )
         self.say(
             f"device {name_device(self.world.device)} x {self.world.world_size}, "
-            f"{str(job.dtype).removeprefix('torch.')} ({job.dtype_reason}); compiled: {compiled}"
+            f"{job.dtype_name} ({job.dtype_reason}); compiled: {compiled}"
         )
         for text in (self.describe_extent(), *self.notes):
             self.say(text)
@@ -273,12 +264,12 @@ class Stage(Training):
             options.warmdown,
             options.grad_clip,
             self.job.resume_command,
-            rule.every_steps,
-            rule.every_seconds,
-            self.job.is_deterministic,
-            self.job.settings.runtime.log_every,
-            float(flops_per_token(self.config)),
-            peak_flops(self.world.device, self.job.dtype),
+            save_every=rule.every_steps,
+            save_seconds=rule.every_seconds,
+            deterministic=self.job.is_deterministic,
+            log_every=self.job.settings.runtime.log_every,
+            flops_per_token=float(flops_per_token(self.config)),
+            peak_flops=peak_flops(self.world.device, self.job.dtype),
         )
 
     def events(self) -> Sequence[Event]:
@@ -289,10 +280,8 @@ class Stage(Training):
 
     def evaluate(self) -> None:
         """Measure the model, unless the records have this step's score already."""
-        step, has_score = self.state.step, False
-        if self.world.is_main:
-            has_score = self.metrics.value_at(step, self.scored_by) is not None
-        if self.world.largest(int(has_score)):  # one answer: only together can it be measured
+        step = self.state.step
+        if self.world.ask_main(lambda: self.metrics.value_at(step, self.scored_by) is not None):
             return
         self.model.eval()
         record = self.measure()
@@ -316,8 +305,8 @@ class Stage(Training):
         if self.world.is_main:
             self.metrics.append(record)
             self.tracking.check(self.say)
-            self.display.show_step(self.name, record, self.num_steps)
-        self.memory.say_once(self.display)
+            self.job.display.show_step(self.name, record, self.num_steps)
+        self.memory.say_once()
 
     def save(self) -> None:
         step, world, rule = self.state.step, self.world, self.job.settings.checkpoint
@@ -351,7 +340,7 @@ class Stage(Training):
         )
 
     def find_best(self) -> int | None:
-        """The best checkpoint by what was measured; None where none was."""
+        """The best checkpoint by what was measured; None if none was."""
         sign = -1 if self.higher_is_better else 1
         scores = {step: sign * value for step, value in self.metrics.values(self.scored_by).items()}
         return find_best(self.paths.steps(), scores)
@@ -359,29 +348,26 @@ class Stage(Training):
     def finish(self) -> dict[str, Any]:
         """Write `result.json`, whose presence means done."""
         job, state = self.job, self.state
-
-        def read_metrics() -> dict[str, Any]:  # the file is rank 0's
-            return {
-                "val_bpb": self.metrics.value_at(state.step, "val_bpb"),
-                "best_val_bpb": state.best,
-                "best_checkpoint": self.find_best(),
-            }
-
-        memory = self.memory.close(self.display)
+        memory = self.memory.close()
+        val_bpb, best_checkpoint = self.world.ask_main(  # the file is rank 0's
+            lambda: (self.metrics.value_at(state.step, "val_bpb"), self.find_best())
+        )
         result = {
             "stage": self.name,
             "step": state.step,
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
             "loss": state.smoothed_loss,
-            **self.world.ask_main(read_metrics),
+            "val_bpb": val_bpb,
+            "best_val_bpb": state.best,
+            "best_checkpoint": best_checkpoint,
             "skipped": state.skipped,
             "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
             "num_params": count_params(self.config)["total"],
             "source": self.source,
             "device": name_device(self.world.device),
             "world_size": self.world.world_size,
-            "dtype": str(job.dtype).removeprefix("torch."),
+            "dtype": job.dtype_name,
             "dtype_reason": job.dtype_reason,
             "compiled": self.compiled(),
             "device_batch_size": self.plan.device_batch_size,
@@ -398,7 +384,7 @@ class Stage(Training):
 
     def _check_same(self, checkpoint: Checkpoint) -> None:
         name = f"{self.job.run.name}/{self.name}"
-        check_tokenizer(checkpoint.meta, self.tokenizer, name)
+        assemble.check_tokenizer(checkpoint.meta, self.tokenizer, name)
         before, now = checkpoint.meta.get("config") or {}, self.config.to_dict()
         changed = sorted(key for key in now if before.get(key) != now[key])
         if changed:
@@ -406,32 +392,3 @@ class Stage(Training):
             raise UsageError(
                 f"{name} cannot continue with another model: {differences}", "train in a new run with --run NAME"
             )
-
-
-def read_inputs_of_all(job: Job, stage: str) -> Inputs:
-    """What the stage depends on now. Collective: all ranks raise UsageError if one reads other data than rank 0."""
-    inputs = Inputs(list_settings(stage, job.settings), hash_data(stage, job.settings, job.workspace))
-    first, *others = job.world.all_gather(inputs.data)
-    for rank, data in enumerate(others, start=1):
-        if data != first:
-            names = ", ".join(find_changed_data(first, data) or sorted(set(first) ^ set(data)))
-            raise UsageError(
-                f"{names} is another one for rank {rank} than for rank 0", "--home DIR  # one that all machines share"
-            )
-    return inputs
-
-
-def find_source(job: Job, before: str) -> ModelPath:
-    """The last checkpoint of a finished stage. Raises MissingError where it is not finished."""
-    paths = job.run.stage(before)
-    if not paths.steps():
-        raise MissingError(
-            f"run {job.run.name!r} has no {before} model to start from", f"nanochat train {before} --run {job.run.name}"
-        )
-    if not paths.result.is_file():
-        raise MissingError(
-            f"{before} of run {job.run.name!r} is not finished (step {paths.steps()[-1]})",
-            f"nanochat resume {job.run.name}",
-        )
-    step = paths.steps()[-1]
-    return ModelPath(paths.checkpoint(step), job.run, before, step)

@@ -12,8 +12,8 @@ from nanochat.checkpoint.checkpoint import TEMPORARY
 from nanochat.data.shards import iter_documents, load_manifest
 from nanochat.errors import DataError
 from nanochat.evals.compression import compare_vocabularies
+from nanochat.files import write_text
 from nanochat.stages.dataset import open_dataset
-from nanochat.stages.display import Display
 from nanochat.stages.inputs import Inputs, dump_inputs, hash_data, list_settings
 from nanochat.stages.job import Job
 from nanochat.tokenizer.bpe import NUM_BYTES, SPECIAL_TOKENS, Tokenizer, check_pattern, train_tokenizer
@@ -22,34 +22,18 @@ COMPRESSION_CHARS = 1_000_000
 """Characters of validation text that the compression is measured on."""
 
 
-def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
+def run_tokenizer(job: Job) -> dict[str, Any]:
     """Train the run's tokenizer; the folder appears whole, its result.json included. Returns the result."""
     settings = job.settings.tokenizer
-    folder = open_dataset(job.workspace, job.settings.data.dataset, display, job.world)
+    dataset = job.settings.data.dataset
+    folder = open_dataset(job.workspace, dataset, job.say, job.world)
     dataset_hash = load_manifest(folder).hash
-    display.say(
-        f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of "
-        f"{job.settings.data.dataset}, at first {settings.doc_cap:,} of each document"
+    job.say(
+        f"tokenizer: {settings.vocab_size:,} tokens from up to {settings.train_chars:,} characters of {dataset}, at "
+        f"first {settings.doc_cap:,} of each document"
     )
-    check_pattern(settings.pattern)
-    num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
     started = time.perf_counter()
-    chars = doc_chars = 0
-
-    def count(texts: Iterator[tuple[int, str]]) -> Iterator[str]:
-        nonlocal chars, doc_chars
-        for start, text in texts:
-            chars, doc_chars = chars + len(text), max(doc_chars, start + len(text))
-            yield text
-
-    tokenizer = train_tokenizer(
-        count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
-        settings.vocab_size,
-        settings.pattern,
-        progress=lambda done: display.advance("tokenizer", done, num_merges, "merges"),
-        kind=settings.kind,
-    )
-    display.finish()
+    tokenizer, chars, doc_chars = _train(job, folder)
     seconds = time.perf_counter() - started
     ratio = measure_bytes_per_token(tokenizer, folder)
     result = {
@@ -62,27 +46,51 @@ def run_tokenizer(job: Job, display: Display) -> dict[str, Any]:
         "bytes_per_token": ratio,
         "seconds": round(seconds, 3),
         "tokenizer_hash": tokenizer.hash,
-        "dataset": job.settings.data.dataset,
+        "dataset": dataset,
         "dataset_hash": dataset_hash,
         "nanochat_version": nanochat.__version__,
     }
     compression, _ = compare_vocabularies(job.run.name, tokenizer.encode, job.workspace.ranks)
     _save(job, tokenizer, result, compression)
-    display.say(
+    job.say(
         f"tokenizer: {tokenizer.vocab_size:,} tokens from {chars:,} characters in {seconds:.1f} s, "
         f"{ratio:.3f} bytes per token of validation text"
     )
     if doc_chars > settings.doc_cap:
-        display.say(
+        job.say(
             f"tokenizer.doc_cap = {settings.doc_cap:,} was raised to {doc_chars:,}: the text has too few documents for "
             f"tokenizer.train_chars = {settings.train_chars:,}"
         )
     if tokenizer.vocab_size != settings.vocab_size:
-        display.say(
+        job.say(
             f"tokenizer.vocab_size = {settings.vocab_size:,} is more than these {chars:,} characters give: "
             f"they have merges for {tokenizer.vocab_size:,} tokens"
         )
     return result
+
+
+def _train(job: Job, folder: Path) -> tuple[Tokenizer, int, int]:
+    """The tokenizer, the characters that it learnt from, and how many of the longest document were read."""
+    settings = job.settings.tokenizer
+    check_pattern(settings.pattern)
+    num_merges = settings.vocab_size - NUM_BYTES - len(SPECIAL_TOKENS)
+    chars = doc_chars = 0
+
+    def count(texts: Iterator[tuple[int, str]]) -> Iterator[str]:
+        nonlocal chars, doc_chars
+        for start, text in texts:
+            chars, doc_chars = chars + len(text), max(doc_chars, start + len(text))
+            yield text
+
+    tokenizer = train_tokenizer(
+        count(iter_training_text(folder, settings.train_chars, settings.doc_cap)),
+        settings.vocab_size,
+        settings.pattern,
+        progress=lambda done: job.display.advance("tokenizer", done, num_merges, "merges"),
+        kind=settings.kind,
+    )
+    job.display.finish()
+    return tokenizer, chars, doc_chars
 
 
 def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator[tuple[int, str]]:
@@ -106,7 +114,7 @@ def iter_training_text(folder: Path, train_chars: int, doc_cap: int) -> Iterator
 
 
 def measure_bytes_per_token(tokenizer: Tokenizer, folder: Path) -> float:
-    """UTF-8 bytes per token of the first validation text. Raises DataError where there is none."""
+    """UTF-8 bytes per token of the first validation text. Raises DataError if there is none."""
     num_bytes = num_tokens = num_chars = 0
     for document in iter_documents(folder, "val"):
         text = document[: COMPRESSION_CHARS - num_chars]
@@ -128,10 +136,10 @@ def _save(job: Job, tokenizer: Tokenizer, result: dict[str, Any], compression: d
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(temporary)
-    (temporary / job.run.compression.name).write_text(json.dumps(compression, indent=1) + "\n", encoding="utf-8")
     inputs = Inputs(list_settings("tokenizer", job.settings), hash_data("tokenizer", job.settings, job.workspace))
-    (temporary / "inputs.json").write_text(dump_inputs(inputs) + "\n", encoding="utf-8")
-    (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(temporary / job.run.compression.name, json.dumps(compression, indent=1))
+    write_text(temporary / "inputs.json", dump_inputs(inputs))
+    write_text(temporary / "result.json", json.dumps(result, indent=1))
     if final.exists():
         final.rename(old)
     temporary.rename(final)

@@ -8,30 +8,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.data.batch import IGNORED, WeightedBatch
+from nanochat.data.batch import IGNORED, Batch, WeightedBatch
 from nanochat.errors import NumericalError, StoppedError
 from nanochat.model.optim import MuonAdamW
 from nanochat.runtime import World, deterministic_kernels
 from nanochat.training.metrics import smooth
-from nanochat.training.schedule import lr_multiplier, muon_momentum
 from nanochat.training.stop import StopRequests
 
 MAX_SKIPPED_IN_A_ROW = 3
-
-
-class Batch(Protocol):
-    """Inputs and targets, both (B, T) int64; targets of IGNORED carry no loss."""
-
-    @property
-    def ids(self) -> Tensor: ...
-
-    @property
-    def targets(self) -> Tensor: ...
+MUON_MOMENTUM = (0.85, 0.95)  # from, to: product facts, "Optimization"
+MUON_MOMENTUM_STEPS = 300
 
 
 @dataclass
@@ -47,7 +38,7 @@ class TrainState:
     skipped: int = 0
     """Steps not taken because the loss or the gradient was not finite."""
     cursor: dict | None = None
-    """Where the data goes on; set when the state is saved."""
+    """Where the data continues; set when the state is saved."""
     rng: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,9 +78,9 @@ class Event:
 class Pace:
     """The numbers of a training: how far, at what rates, and how often something is said or saved.
 
-    save_every: steps between two saves, 0: only after the last step; save_seconds: and whenever so much time has gone
-    by since the last. deterministic: take steps with kernels that repeat their bits, for devices where that is not so
-    anyway. flops_per_token and peak_flops: for the MFU. resume_command: what continues it, for hints.
+    save_every: steps between two saves, 0: only after the last step; save_seconds: or whenever so much time has passed.
+    deterministic: take steps with kernels that repeat their bits. flops_per_token and peak_flops: for the MFU.
+    resume_command: what continues it, for hints.
     """
 
     num_steps: int
@@ -106,10 +97,7 @@ class Pace:
 
 
 class Training(ABC):
-    """What `train` trains. A stage gives it the attributes and overrides the methods.
-
-    state: changed in place.
-    """
+    """What `train` trains: a stage gives it the attributes and overrides the methods. state is changed in place."""
 
     name: str
     model: nn.Module
@@ -119,8 +107,8 @@ class Training(ABC):
     pace: Pace
 
     @abstractmethod
-    def microbatches(self) -> Sequence[Batch]:
-        """This rank's micro-batches of the next step; none only where no rank has any."""
+    def microbatches(self) -> Sequence[Batch | WeightedBatch]:
+        """This rank's micro-batches of the next step; none only if no rank has any."""
 
     @abstractmethod
     def loss(self, ids: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
@@ -146,8 +134,8 @@ class Training(ABC):
 def train(training: Training, stop: StopRequests | None = None) -> None:
     """Take steps until pace.num_steps. Collective: every rank calls this.
 
-    stop: entered already; None: this call's own. Raises StoppedError after a signal with everything saved, and
-    NumericalError where three steps in a row are not finite.
+    stop: entered already; None: this call's own. Raises StoppedError after a signal, with everything saved, and
+    NumericalError if three steps in a row are not finite.
     """
     pace, state, world = training.pace, training.state, training.world
     if stop is None:
@@ -171,7 +159,8 @@ def train(training: Training, stop: StopRequests | None = None) -> None:
         started = time.perf_counter()
         with deterministic_kernels(pace.deterministic):
             outcome = _take_step(training)
-        _synchronize(world.device)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
         seconds = time.perf_counter() - started
         state.seconds += seconds
         if outcome.skipped:
@@ -186,13 +175,7 @@ def train(training: Training, stop: StopRequests | None = None) -> None:
         if state.step % pace.log_every == 0 or last or outcome.skipped:
             training.log(_record(training, outcome, seconds))
         if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            _save(training)
-            first = state.step - MAX_SKIPPED_IN_A_ROW + 1
-            raise NumericalError(
-                f"{training.name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                f"(steps {first} to {state.step}); the weights before them are saved",
-                f"nanochat config show, then try again with half of {training.name}.matrix_lr",
-            )
+            _give_up(training)
         if last or (pace.save_every and state.step % pace.save_every == 0):
             _save(training)
             saved_step, saved_at = state.step, time.monotonic()
@@ -201,7 +184,7 @@ def train(training: Training, stop: StopRequests | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    loss: float | None  # mean nats a target; None where there was no target
+    loss: float | None  # mean nats a target; None if there was no target
     grad_norm: float | None
     lr: float  # the multiplier of the base rates
     num_tokens: int
@@ -249,6 +232,30 @@ def _take_step(training: Training) -> _Outcome:
     return _Outcome(mean, grad_norm, lr, num_tokens, not finite)
 
 
+def lr_multiplier(progress: float, warmup: float, warmdown: float) -> float:
+    """Multiplier of the base rates at `progress` in [0, 1]: linear up, constant, linear to 0.
+
+    warmup, warmdown: shares of the whole, each in [0, 1]; where they overlap the smaller multiplier counts.
+
+    >>> [round(lr_multiplier(p, warmup=0.1, warmdown=0.2), 3) for p in (0.0, 0.05, 0.5, 0.8, 0.9, 1.0)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    rising = 1.0 if warmup == 0 else progress / warmup
+    falling = 1.0 if warmdown == 0 else (1.0 - progress) / warmdown
+    return max(0.0, min(1.0, rising, falling))
+
+
+def muon_momentum(step: int) -> float:
+    """Muon's momentum at a step: 0.85 rising linearly to 0.95 over the first 300 steps.
+
+    >>> [round(muon_momentum(step), 3) for step in (0, 150, 300, 1000)]
+    [0.85, 0.9, 0.95, 0.95]
+    """
+    start, end = MUON_MOMENTUM
+    share = min(1.0, step / MUON_MOMENTUM_STEPS)
+    return (1.0 - share) * start + share * end
+
+
 def _record(training: Training, outcome: _Outcome, seconds: float) -> dict[str, Any]:
     state, pace = training.state, training.pace
     rate = outcome.num_tokens / seconds
@@ -283,6 +290,16 @@ def _run_events(training: Training) -> None:
     training.model.train()
 
 
+def _give_up(training: Training) -> None:
+    _save(training)
+    step, name = training.state.step, training.name
+    raise NumericalError(
+        f"{name}: loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
+        f"(steps {step - MAX_SKIPPED_IN_A_ROW + 1} to {step}); the weights before them are saved",
+        f"nanochat config show, then try again with half of {name}.matrix_lr",
+    )
+
+
 def _stop(training: Training, saved_step: int) -> None:
     step, pace = training.state.step, training.pace
     if step != saved_step:
@@ -292,9 +309,10 @@ def _stop(training: Training, saved_step: int) -> None:
 
 
 def _describe_lost(pace: Pace, step: int, saved_step: int) -> str:
+    lost = f"{step - saved_step:,} steps since step {saved_step:,} are lost"
     if step == saved_step:
-        return f"nothing but step {step + 1:,} is lost; continue with {pace.resume_command}"
-    return f"{step - saved_step:,} steps since step {saved_step:,} are lost; continue with {pace.resume_command}"
+        lost = f"nothing but step {step + 1:,} is lost"
+    return f"{lost}; continue with {pace.resume_command}"
 
 
 def _any_rank(world: World, *flags: bool) -> list[bool]:
@@ -303,11 +321,6 @@ def _any_rank(world: World, *flags: bool) -> list[bool]:
         return list(flags)
     sums = world.all_reduce_sum(torch.tensor([float(flag) for flag in flags], device=world.device))
     return [value > 0 for value in sums.tolist()]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _to_hex(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ class StopRequests:
     """Turn the first signal into `requested`; a second Ctrl-C leaves at once. Use as a context manager.
 
     Until `defer()` the first signal raises StoppedError: nothing has been done that could be lost. name: what stops.
-    say: prints a line. is_resumable: whether it can go on where it stopped; if not, the first signal raises
+    say: prints a line. is_resumable: whether it can continue where it stopped; if not, the first signal raises
     InterruptError.
     """
 

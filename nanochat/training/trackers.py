@@ -1,8 +1,7 @@
 """The tracking process: `nanochat.training.trackers NAME STAGE_FOLDER`, started by tracking.py.
 
-Follows the stage's metrics.jsonl and hands each record to one tracker, until stdin ends and the file is read. Loads a
-tracker's package only here. Each start copies the file from its first line; each tracker sees to it that no step
-stands twice.
+Follows the stage's metrics.jsonl and hands each record to one tracker, until stdin ends and the file is read. Each
+start copies the file from its first line; each tracker sees to it that no step stands twice.
 """
 
 import contextlib
@@ -19,21 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nanochat.training.metrics import parse_records
+
 POLL_SECONDS = 1.0
 ORPHAN_SECONDS = 30.0
 """How long the process outlives a trainer that was killed: enough to finish, and it cannot stay for ever."""
 
 
 class Tracker(Protocol):
-    """Where records go."""
+    """Where records go. A step may come twice, with other names; steps never go down."""
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Take the numbers of a step. A step may come twice, with other names; steps never go down."""
-        ...
-
-    def close(self) -> None:
-        """Finish writing or sending."""
-        ...
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -152,13 +148,7 @@ def follow(path: Path, ended: threading.Event, poll_seconds: float = POLL_SECOND
                 rest += file.read()
                 position = file.tell()
         *lines, rest = rest.split(b"\n")
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut short by a crash, as MetricsFile.read leaves it out
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                yield record
+        yield from parse_records(lines)
         if last:
             return
         ended.wait(poll_seconds)
@@ -169,26 +159,26 @@ def select_numbers(record: dict) -> dict[str, float]:
     >>> select_numbers({"step": 3, "loss": 2.5, "mfu": None, "skipped": 0})
     {'loss': 2.5, 'skipped': 0}
     """
-    return {
-        key: value
-        for key, value in record.items()
-        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    numbers = {key: value for key, value in record.items() if type(value) in (int, float)}  # not bool
+    return {key: value for key, value in numbers.items() if key != "step"}
 
 
 def describe_stage(stage: Path) -> Identity:
     """Read the run's settings and this stage's id, which is made at the first start and stays in tracking.json."""
     path = stage / "tracking.json"
-    try:
-        identifier = json.loads(path.read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        identifier = f"{stage.parent.name}-{stage.name}-{uuid.uuid4().hex[:8]}"  # two machines may both have a `demo`
+    identifier = _read_value(path, "id")
+    if identifier is None:  # two machines may both have a `demo`
+        identifier = f"{stage.parent.name}-{stage.name}-{uuid.uuid4().hex[:8]}"
         path.write_text(json.dumps({"id": identifier}) + "\n", encoding="utf-8")
-    try:
-        settings = json.loads((stage.parent / "settings.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        settings = {}
+    settings = _read_value(stage.parent / "settings.json", "settings") or {}
     return Identity(stage.parent.name, stage.name, identifier, settings)
+
+
+def _read_value(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _wait_for_end(ended: threading.Event) -> None:

@@ -1,8 +1,7 @@
 """Tracking: a process beside training that copies metrics.jsonl to wandb, trackio or TensorBoard.
 
 A process of its own, because a tracker may raise, hang, crash natively, or wait for a network as it exits, and training
-must feel none of it. It reads the file that training writes anyway, so nothing is queued and nothing is dropped, and a
-run that resumes is copied whole again. Knows no backend (trackers.py does) and holds up training at `close` alone.
+must feel none of it. It reads the file that training writes anyway, so nothing is queued or dropped. Knows no backend.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ from nanochat.runtime import read_environ
 CLOSE_SECONDS = 15.0
 """Longest wait for a tracker to finish; half of the notice that Slurm gives before it kills."""
 
+NOTHING_LOST = "training goes on, metrics.jsonl has every step"
 TRUE_WORDS = ("1", "true", "yes", "on")
 REMOTE_TRACKIO = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 """They make trackio write to a server, where steps that a resumed run takes again would stand twice."""
@@ -28,20 +28,13 @@ class Tracking:
     """The process that follows one stage's metrics; without a process it does nothing."""
 
     def __init__(self, name: str = "", process: subprocess.Popen | None = None, log: Path = Path()) -> None:
-        self.name = name
-        self.log = log
-        self._process = process
+        self.name, self.log, self._process = name, log, process
 
     def check(self, say: Callable[[str], None]) -> None:
         """Say once if the process has ended before training did. Costs a system call."""
-        process = self._process
-        if process is None or process.poll() is None:
-            return
-        self._process = None
-        say(
-            f"tracking with {self.name} stopped: {_last_line(self.log)} "
-            f"(see {self.log}); training goes on, metrics.jsonl has every step"
-        )
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None
+            say(f"tracking with {self.name} stopped: {_last_line(self.log)} (see {self.log}); {NOTHING_LOST}")
 
     def close(self, say: Callable[[str], None], seconds: float = CLOSE_SECONDS) -> None:
         """Let the process copy what is left, for at most `seconds`, then end it."""
@@ -84,27 +77,21 @@ def start_tracking(name: str | None, stage: StagePaths, say: Callable[[str], Non
                 start_new_session=True,  # Ctrl-C on the terminal is for training
             )
     except OSError as error:
-        say(f"tracking with {name} cannot start: {error}; training goes on, metrics.jsonl has every step")
+        say(f"tracking with {name} cannot start: {error}; {NOTHING_LOST}")
         return Tracking()
     say(f"tracking with {name}: {describe_view(name, stage.root, is_offline(environ), log)}")
     return Tracking(name, process, log)
 
 
 def tracker_environ(environ: Mapping[str, str], stage: Path) -> dict[str, str]:
-    """The environment of the process: everything is written under the run, and offline stays offline.
+    """The environment of the process: what the user has not set for a tracker is written under the run.
 
-    A folder that the user has set for a tracker wins.
+    Offline stays offline.
     """
-    wandb = stage / "wandb"
-    folders = {
-        "WANDB_DIR": stage,
-        "WANDB_CACHE_DIR": wandb / "cache",
-        "WANDB_CONFIG_DIR": wandb / "config",
-        "WANDB_DATA_DIR": wandb / "data",
-        "WANDB_ARTIFACT_DIR": wandb / "artifacts",
-        "TRACKIO_DIR": stage.parent / "trackio",
-    }
-    values = {name: str(path) for name, path in folders.items()} | drop_rank_variables(environ)
+    names = {"CACHE": "cache", "CONFIG": "config", "DATA": "data", "ARTIFACT": "artifacts"}
+    folders = {"WANDB_DIR": str(stage), "TRACKIO_DIR": str(stage.parent / "trackio")}
+    folders |= {f"WANDB_{name}_DIR": str(stage / "wandb" / folder) for name, folder in names.items()}
+    values = folders | drop_rank_variables(environ)
     for name in REMOTE_TRACKIO:
         values.pop(name, None)
     if is_offline(environ):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.paths import RunPaths
-from nanochat.training.rollout_files import MAX_TEXT_CHARS, RolloutFiles
+from nanochat.training.metrics import MAX_TEXT_CHARS, RolloutFiles
 from tests.cli.conftest import Outcome, make_run
 
 Call = Callable[..., Outcome]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.evals.bpb import evaluate_bpb, measure_bits
+from nanochat.evals.bpb import measure_bits
 
 VOCAB, SPECIAL = 11, 10
 TOKEN_BYTES = torch.tensor([1, 2, 3, 1, 1, 4, 2, 1, 1, 7, 0])
@@ -55,7 +55,7 @@ def oracle(ids: Tensor, targets: Tensor, num_tokens: int) -> float:
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_bits_per_byte_equals_a_loop_over_tokens_whatever_the_batch_size(num_tokens: int, size: int) -> None:
     ids, targets = make_rows()
-    score = evaluate_bpb(BigramModel(), batched(ids, targets, size), TOKEN_BYTES, num_tokens)
+    score = measure_bits(BigramModel(), batched(ids, targets, size), TOKEN_BYTES, num_tokens).bpb
     assert score == pytest.approx(oracle(ids, targets, num_tokens), rel=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_ignored_and_special_targets_count_neither_bytes_nor_loss() -> None:
     targets = targets.clone()
     targets[::2, :3] = -1
     targets[1::2, 2:4] = SPECIAL
-    score = evaluate_bpb(BigramModel(), batched(ids, targets, 5), TOKEN_BYTES, 1000)
+    score = measure_bits(BigramModel(), batched(ids, targets, 5), TOKEN_BYTES, 1000).bpb
     assert score == pytest.approx(oracle(ids, targets, 1000), rel=1e-5)
 
 
@@ -92,14 +92,14 @@ def test_batches_past_the_last_token_are_not_asked_for() -> None:
 def test_targets_of_the_caller_are_left_alone() -> None:
     ids, targets = make_rows()
     before = targets.clone()
-    evaluate_bpb(BigramModel(), [Rows(ids, targets)], TOKEN_BYTES, 10)
+    measure_bits(BigramModel(), [Rows(ids, targets)], TOKEN_BYTES, 10)
     assert torch.equal(before, targets)
 
 
 def test_text_without_bytes_is_an_error_not_a_number() -> None:
     targets = torch.full((1, 4), SPECIAL)
     with pytest.raises(ValueError, match="no validation text"):
-        evaluate_bpb(BigramModel(), [Rows(targets, targets)], TOKEN_BYTES, 4)
+        _ = measure_bits(BigramModel(), [Rows(targets, targets)], TOKEN_BYTES, 4).bpb
 
 
 @dataclass

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nanochat.engine.sampling import SamplingParams
-from nanochat.evals.answering import choose_letters, generate_answers
 from nanochat.evals.bpb import measure_bits
+from nanochat.evals.chat import choose_letters, generate_answers
 from nanochat.evals.core import score_trees
 from nanochat.evals.core_prompt import Tree
 from nanochat.model.config import GPTConfig
@@ -79,7 +79,10 @@ def test_letters_equal_the_argmax_of_each_prompt_alone(model: GPT, batch_size: i
 def test_answers_equal_greedy_decoding_without_a_cache(model: GPT, batch_size: int) -> None:
     prompts = make_prompts(8)
     params = [SamplingParams(temperature=0.0, max_new_tokens=12)] * 8
-    answers, _ = generate_answers(model, TOKENIZER, prompts, params, batch_size, lambda done, num_all: None)  # type: ignore[arg-type]
+    answers = [
+        answer.text_ids
+        for answer in generate_answers(model, TOKENIZER, prompts, params, batch_size, lambda done, num_all: None)
+    ]  # type: ignore[arg-type]
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 12:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from nanochat.checkpoint.checkpoint import latest_good, load_checkpoint, save_checkpoint
+from nanochat.checkpoint.checkpoint import find_best, latest_good, load_checkpoint, save_checkpoint, select_expired
 from nanochat.checkpoint.manifest import MANIFEST, UnreadableError
-from nanochat.checkpoint.retention import find_best, select_expired
 from nanochat.checkpoint.tensors import write_tensors
 from nanochat.errors import CapacityError, DataError
 from nanochat.files import write_atomically

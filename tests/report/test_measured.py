@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.paths import RunPaths
-from nanochat.report.collect import collect_report
+from nanochat.report.collect import MAX_ROWS, collect_practice, collect_report
 from nanochat.report.html import render_html
 from nanochat.report.markdown import render_markdown
-from nanochat.report.practice import MAX_ROWS, collect_practice
 from tests.report.conftest import ATTACK, write_json, write_lines
 
 

@@ -25,11 +25,8 @@ CORE = ("--of", "base", "--score", "core")
 # Ends itself with a signal in the middle of the n-th task, after its first pass.
 ENDING = """
 import os, sys
-import nanochat.stages.evaluate, nanochat.stages.evaluate_core
-stage, name = (
-    (nanochat.stages.evaluate, "evaluate_chat") if "chat" in sys.argv
-    else (nanochat.stages.evaluate_core, "evaluate_core_task")
-)
+from nanochat.stages import evaluate as stage
+name = "evaluate_chat" if "chat" in sys.argv else "evaluate_core_task"
 score, started = getattr(stage, name), []
 def score_and_end(task, *args, progress, **values):
     started.append(task)

@@ -17,9 +17,9 @@ from nanochat.errors import CapacityError
 from nanochat.launch.cluster import Cluster
 from nanochat.model.gpt import GPT
 from nanochat.runtime import World
-from nanochat.stages import exhaustion
+from nanochat.stages import fit
 from nanochat.stages.__main__ import main
-from nanochat.stages.exhaustion import memory_errors
+from nanochat.stages.fit import memory_errors
 from nanochat.stages.job import Job, read_settings
 
 Start = Callable[..., Path]
@@ -166,7 +166,7 @@ def test_on_a_gpu_what_others_hold_is_said(start_run: Start, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 40 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 45 * 10**9)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 44 * 10**9)
-    monkeypatch.setattr(exhaustion, "name_device", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(fit, "name_device", lambda device: "NVIDIA H100 80GB HBM3")
     job = Job(workspace, run, wishes, World(device=torch.device("cuda")), torch.bfloat16, "asked for")
     with pytest.raises(CapacityError) as caught, memory_errors(job, "base"):
         raise torch.OutOfMemoryError("CUDA out of memory.")

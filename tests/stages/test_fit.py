@@ -20,12 +20,10 @@ from nanochat.model.config import GPTConfig
 from nanochat.runtime import World
 from nanochat.stages import fit as fit_module
 from nanochat.stages.__main__ import main
-from nanochat.stages.display import Display
-from nanochat.stages.exhaustion import memory_errors
+from nanochat.stages.computing import plan_step
 from nanochat.stages.finetune import iter_validation
-from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, read_fit
+from nanochat.stages.fit import MAX_PROBES, find_rows, fit_batch, memory_errors, read_fit
 from nanochat.stages.job import Job, read_settings
-from nanochat.stages.memory import plan_step
 from nanochat.tasks.catalog import build_mixture
 from nanochat.tokenizer.bpe import load_tokenizer
 from nanochat.training.metrics import MetricsFile
@@ -103,7 +101,7 @@ def run_machine(rank: int, folder: str, settings: Path) -> None:
     free = 2 * plan_step(narrow, CONFIG, 4).total
     assert free < 2 * plan_step(wide, CONFIG, 4).total
     fit_module.read_memory = lambda device: DeviceMemory(10**12, free, 0)
-    fitted = fit_batch((narrow, wide)[rank], "base", CONFIG, Display(quiet=True))
+    fitted = fit_batch((narrow, wide)[rank], "base", CONFIG)
     Path(folder, f"machine{rank}.json").write_text(json.dumps(fitted.settings.batch.device_batch_size))
     dist.destroy_process_group()
 
@@ -171,7 +169,7 @@ def test_rows_that_nobody_chose_are_lowered_and_said(
     record = json.loads(settings.read_text()) | {"origins": {"batch.device_batch_size": origin}}
     settings.write_text(json.dumps(record))
     job = replace(open_job(settings), world=World(1, 1, 2))  # 512 tokens are 4 rows of 64 on each of two devices
-    assert fit_batch(job, "base", CONFIG, Display()).settings.batch.device_batch_size == rows
+    assert fit_batch(job, "base", CONFIG).settings.batch.device_batch_size == rows
     said = capsys.readouterr().err
     assert ("base: device_batch_size = 4 instead of 8" in said) == (rows == 4)
     with pytest.raises(CapacityError) as caught, memory_errors(job, "base"):
@@ -183,14 +181,14 @@ def test_rows_that_nobody_chose_are_lowered_and_said(
 def test_another_device_world_or_model_asks_again(start_run: Start, changed: str) -> None:
     settings = start_run(changes=AUTO)
     job = open_job(settings)
-    assert fit_batch(job, "base", CONFIG, Display(quiet=True)).settings.batch.device_batch_size == 8
+    assert fit_batch(job, "base", CONFIG).settings.batch.device_batch_size == 8
     path = settings.parent / "base" / "batch.json"
     record = json.loads(path.read_text()) | {"rows": 2}
     path.write_text(json.dumps(record))
-    assert fit_batch(job, "base", CONFIG, Display(quiet=True)).settings.batch.device_batch_size == 2
+    assert fit_batch(job, "base", CONFIG).settings.batch.device_batch_size == 2
     record["conditions"][changed] = "another"
     path.write_text(json.dumps(record))
-    assert fit_batch(job, "base", CONFIG, Display(quiet=True)).settings.batch.device_batch_size == 8
+    assert fit_batch(job, "base", CONFIG).settings.batch.device_batch_size == 8
     assert json.loads(path.read_text())["rows"] == 8
 
 
@@ -202,8 +200,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def start(most_rows: int) -> list[int]:
         real = fit_module.compile_loss
 
-        def compile_loss(job: Any, model: Any, display: Any) -> Any:
-            loss, reason = real(job, model, display)
+        def compile_loss(job: Any, model: Any) -> Any:
+            loss, reason = real(job, model)
 
             def limited(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
                 if len(ids) not in tried:
@@ -232,7 +230,7 @@ def test_trials_end_where_memory_runs_out_and_leave_nothing_behind(
     tried = fake_cuda(most_rows)
     job = open_job(start_run(changes=AUTO))
     before = torch.get_rng_state()
-    assert fit_batch(job, "base", CONFIG, Display()).settings.batch.device_batch_size == most_rows
+    assert fit_batch(job, "base", CONFIG).settings.batch.device_batch_size == most_rows
     assert torch.equal(torch.get_rng_state(), before)
     assert len(tried) <= MAX_PROBES and set(tried) <= {1, 2, 4, 8}
     assert f"{most_rows} rows of 64 tokens fit (peak 1.0 GB of 1,000.0 GB, {len(tried)} " in capsys.readouterr().err
@@ -242,7 +240,7 @@ def test_where_nothing_fits_a_smaller_run_is_suggested(start_run: Start, fake_cu
     fake_cuda(0)
     job = replace(open_job(start_run(changes=AUTO)), world=World())
     with pytest.raises(CapacityError, match="not even 1 row of 64 tokens fits") as caught:
-        fit_batch(job, "base", CONFIG, Display(quiet=True))
+        fit_batch(job, "base", CONFIG)
     assert caught.value.exit_code == 5 and "--set model.context=32" in caught.value.hint
 
 

@@ -12,8 +12,15 @@ from nanochat.errors import UsageError
 from nanochat.paths import RunPaths, Workspace
 from nanochat.report.collect import collect_report
 from nanochat.stages.__main__ import main
-from nanochat.stages.inputs import Inputs, continue_inputs, dump_inputs, hash_data, inputs_path, list_settings
-from nanochat.stages.stage import read_inputs_of_all
+from nanochat.stages.inputs import (
+    Inputs,
+    continue_inputs,
+    dump_inputs,
+    hash_data,
+    inputs_path,
+    list_settings,
+    read_inputs_of_all,
+)
 from tests.fakes import run_ranks
 
 Start = Callable[..., Path]

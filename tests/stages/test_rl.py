@@ -14,8 +14,7 @@ import torch
 from nanochat.checkpoint.checkpoint import load_checkpoint
 from nanochat.paths import RunPaths
 from nanochat.stages.__main__ import main
-from nanochat.training.metrics import MetricsFile
-from nanochat.training.rollout_files import RolloutFiles
+from nanochat.training.metrics import MetricsFile, RolloutFiles
 from tests.conftest import write_settings
 from tests.patience import PATIENCE_SECONDS
 from tests.stages.processes import Launch, ranks, run_until

@@ -86,7 +86,7 @@ def test_the_tokenizer_of_a_worker_takes_its_share_of_the_cores(
 ) -> None:
     seen: list[tuple[int, str]] = []
 
-    def look(job, display) -> None:
+    def look(job) -> None:
         seen.append((open_tokenizer(job).num_threads, os.environ["RAYON_NUM_THREADS"]))
 
     monkeypatch.setitem(stages_main.RUN_STAGE, "base", look)
@@ -238,6 +238,7 @@ def test_a_checkpoint_of_every_stage_knows_what_computed_it(trained_home: Path, 
     paths = Workspace(trained_home).run("whole").stage(stage)
     computed_by = load_checkpoint(paths.checkpoint(paths.steps()[-1])).meta["computed_by"]
     assert (computed_by["threads"], computed_by["processes"], computed_by["dtype"]) == (NUM_THREADS, 1, "float32")
+    assert computed_by["torch"] == torch.__version__ and computed_by["device_batch_size"] > 0
 
 
 def test_a_finished_stage_is_left_as_it_is(trained_home: Path, start_run: Start) -> None:

@@ -14,9 +14,8 @@ from nanochat.data.batch import IGNORED, Batch
 from nanochat.errors import NumericalError, StoppedError
 from nanochat.model.optim import build_optimizer
 from nanochat.runtime import World
-from nanochat.training.loop import TrainState
+from nanochat.training.loop import TrainState, lr_multiplier, muon_momentum
 from nanochat.training.metrics import MetricsFile
-from nanochat.training.schedule import lr_multiplier, muon_momentum
 from tests.training.loops import Event, Recipe, train
 
 VOCAB, WIDTH = 11, 8

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-import nanochat.stages.compile as course
+import nanochat.stages.computing as computing
 from nanochat.config.settings import Settings
 from nanochat.errors import StoppedError
 from nanochat.runtime import World
@@ -44,10 +44,10 @@ class FailsToCompile(StoppedWhileItCompiles):
 
 
 def test_a_result_says_no_where_the_compiler_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "can_compile", lambda: (True, "g++"))
-    job = Job(None, None, Settings(), World(), torch.float32, "")  # type: ignore[arg-type]
+    monkeypatch.setattr(computing, "can_compile", lambda: (True, "g++"))
+    job = Job(None, None, Settings(), World(), torch.float32, "", display=Display(quiet=True))  # type: ignore[arg-type]
     ids = torch.zeros(1, 1, dtype=torch.int64)
-    loss, describe = course.compile_loss(job, FailsToCompile(), Display(quiet=True))  # type: ignore[arg-type]
+    loss, describe = computing.compile_loss(job, FailsToCompile())  # type: ignore[arg-type]
     assert describe().startswith("yes (with g++")
     assert loss(ids, ids).item() == 1.5
     assert describe().startswith("no (it failed: BackendCompilerFailed: ")
@@ -57,11 +57,11 @@ def test_a_result_says_no_where_the_compiler_failed(monkeypatch: pytest.MonkeyPa
 def test_a_stop_while_compiling_is_not_taken_for_a_failure_to_compile(
     monkeypatch: pytest.MonkeyPatch, is_deferred: bool
 ) -> None:
-    monkeypatch.setattr(course, "can_compile", lambda: (True, "g++"))
-    job = Job(None, None, Settings(), World(), torch.float32, "")  # type: ignore[arg-type]
+    monkeypatch.setattr(computing, "can_compile", lambda: (True, "g++"))
+    job = Job(None, None, Settings(), World(), torch.float32, "", display=Display(quiet=True))  # type: ignore[arg-type]
     ids = torch.zeros(1, 1, dtype=torch.int64)
     with StopRequests("base", "nanochat resume") as stop:
-        loss, _ = course.compile_loss(replace(job, stop=stop), StoppedWhileItCompiles(), Display(quiet=True))  # type: ignore[arg-type]
+        loss, _ = computing.compile_loss(replace(job, stop=stop), StoppedWhileItCompiles())  # type: ignore[arg-type]
         if is_deferred:  # someone looks at the flag after the step: it is finished without the compiler
             stop.defer()
             assert loss(ids, ids).item() == 1.5
